@@ -1,0 +1,29 @@
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: demo test lint test-slow clean
+
+demo: $(READY)                ## the main job on bundled data, in under three minutes
+	$(BIN)/sparseirm demo --out out/demo
+
+test: lint                    ## everything CI checks
+	$(BIN)/pytest -n 2 -m "not slow"
+
+lint: $(READY)                ## style, types, import layers, docstrings
+	$(BIN)/ruff format --check src tests
+	$(BIN)/ruff check src tests
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pydoclint src
+
+test-slow: $(READY)           ## checks that take minutes
+	$(BIN)/pytest -n 2 -m slow
+
+$(READY): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --editable ".[dev]"
+	touch $(READY)
+
+clean:                        ## remove the environment and all outputs
+	rm -rf .venv out

@@ -1,0 +1,224 @@
+"""The shared vocabulary: outputs of a step, penalty, sparsifier, and the errors users see.
+
+Everything else in the package is written in these words. Nothing here imports another module of
+the package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Generator, Tensor
+
+Tensors = dict[str, Tensor]
+
+
+class SettingError(ValueError):
+    """A setting, file or data set that cannot be used; the message says what to do instead."""
+
+
+class NonFiniteError(ArithmeticError):
+    """A quantity of the training step became NaN or infinite; the run stops there."""
+
+
+def accumulator(device: torch.device) -> torch.dtype:
+    """The type sums over samples are added up in: float64, or float32 where there is no float64.
+
+    >>> accumulator(torch.device("cpu"))
+    torch.float64
+    """
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A loss per sample, with the closed form of its slope along the scale of the logits.
+
+    Attributes:
+        name: the name used in recipes and results.
+        value: ``(logits, y) -> (n,)``, the loss of each sample (nats, or squared units of ``y``).
+        slope: ``(logits, y) -> (n,)``, the derivative of ``value(w * logits, y)`` at ``w = 1``.
+        predict: ``(logits) -> (n,)``, the predicted label or value.
+        classifies: whether ``predict`` gives labels, so that accuracy makes sense.
+    """
+
+    name: str
+    value: Callable[[Tensor, Tensor], Tensor]
+    slope: Callable[[Tensor, Tensor], Tensor]
+    predict: Callable[[Tensor], Tensor]
+    classifies: bool = True
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What one forward pass gives a penalty: logits, labels, environments, and the loss.
+
+    Attributes:
+        logits: ``(n,)`` for binary classification and regression, ``(n, k)`` for ``k`` classes.
+        y: ``(n,)`` labels or targets.
+        env: ``(n,)`` environment index of each sample, in ``0 .. n_envs - 1``.
+        n_envs: number of environments; every one of them has a sample here.
+        loss: the loss per sample.
+        weight: ``(n,)`` non-negative sample weights, or None for equal ones.
+        features: ``(n, h)`` inputs of the last linear layer, or None if nobody asked for them.
+        noise: source of randomness for penalties that draw, a function of seed and step only.
+
+    Example:
+        >>> from sparseirm.losses import BINARY
+        >>> z, y = torch.tensor([0.0, 0.0, 2.0]), torch.tensor([1.0, 0.0, 1.0])
+        >>> Outputs(z, y, torch.tensor([0, 0, 1]), 2, BINARY).risks
+        tensor([0.6931, 0.1269])
+    """
+
+    logits: Tensor
+    y: Tensor
+    env: Tensor
+    n_envs: int
+    loss: Loss
+    weight: Tensor | None = None
+    features: Tensor | None = None
+    noise: Generator | None = None
+
+    def env_mean(self, values: Tensor) -> Tensor:
+        """Weighted mean of ``values`` over the samples of each environment.
+
+        Shape ``(n, ...) -> (n_envs, ...)``, summed in float64 and returned in the type of ``values``.
+        """
+        exact = accumulator(values.device)
+        total = values.to(exact)
+        count = torch.ones(self.env.shape, dtype=exact, device=values.device)
+        if self.weight is not None:
+            count = self.weight.to(exact)
+            total = total * count.reshape(-1, *[1] * (values.ndim - 1))
+        sums = total.new_zeros(self.n_envs, *values.shape[1:]).index_add(0, self.env, total)
+        counts = count.new_zeros(self.n_envs).index_add(0, self.env, count)
+        return (sums / counts.reshape(-1, *[1] * (values.ndim - 1))).to(values.dtype)
+
+    @cached_property
+    def losses(self) -> Tensor:
+        """Loss of each sample, shape ``(n,)``."""
+        return self.loss.value(self.logits, self.y)
+
+    @cached_property
+    def risks(self) -> Tensor:
+        """Mean loss of each environment, shape ``(n_envs,)``: the one definition of risk."""
+        return self.env_mean(self.losses)
+
+    @cached_property
+    def slopes(self) -> Tensor:
+        """Derivative of each environment's risk along the scale of the logits, shape ``(n_envs,)``."""
+        return self.env_mean(self.loss.slope(self.logits, self.y))
+
+
+Penalty = Callable[[Outputs], Tensor]
+"""A pure function of `Outputs` to a scalar; one with numbers is a frozen dataclass with `__call__`."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each maskable tensor of a model lies in the one flat vector a sparsifier sees.
+
+    Attributes:
+        names: parameter names, in the order of the model.
+        shapes: their shapes.
+
+    Example:
+        >>> layout = Layout(("a.weight", "b.weight"), (torch.Size([2, 2]), torch.Size([1, 2])))
+        >>> layout.size, [tuple(t.shape) for t in layout.split(torch.arange(6)).values()]
+        (6, [(2, 2), (1, 2)])
+    """
+
+    names: tuple[str, ...]
+    shapes: tuple[torch.Size, ...]
+
+    @property
+    def sizes(self) -> list[int]:
+        """Number of weights of each tensor."""
+        return [shape.numel() for shape in self.shapes]
+
+    @property
+    def size(self) -> int:
+        """Number of maskable weights, ``d``."""
+        return sum(self.sizes)
+
+    def split(self, flat: Tensor) -> Tensors:
+        """Views of a flat ``(d,)`` vector, by name and in the tensors' own shapes."""
+        pieces = torch.split(flat, self.sizes)
+        return {n: p.view(s) for n, p, s in zip(self.names, pieces, self.shapes, strict=True)}
+
+    def join(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """A new flat ``(d,)`` vector from tensors by name."""
+        return torch.cat([tensors[name].detach().reshape(-1) for name in self.names])
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When in the run a sparsifier is called, and the randomness it may use there.
+
+    Attributes:
+        step: steps taken so far, from 0.
+        steps: steps of the whole run.
+        noise: a generator that depends on seed and step only, so that resuming repeats it.
+    """
+
+    step: int
+    steps: int
+    noise: Generator
+
+    @property
+    def progress(self) -> float:
+        """Fraction of the run that is done, in [0, 1)."""
+        return self.step / self.steps
+
+
+@dataclass
+class Memory:
+    """What a sparsifier carries from step to step; all of it is saved in a checkpoint.
+
+    Attributes:
+        learned: tensors trained by the score optimiser (probabilities, thresholds).
+        kept: tensors the sparsifier updates itself (masks, the last projection's multiplier).
+    """
+
+    learned: Tensors = field(default_factory=dict)
+    kept: Tensors = field(default_factory=dict)
+
+
+@runtime_checkable
+class Sparsifier(Protocol):
+    """How the mask over the maskable weights comes about. A frozen dataclass of these methods.
+
+    All vectors are flat, shape ``(d,)``; `Layout` says which tensor each stretch belongs to.
+    Attributes that a sparsifier must have besides: ``budget`` (K, number of weights kept at the end)
+    and ``score_lr`` (learning rate of ``memory.learned``).
+    """
+
+    @property
+    def budget(self) -> int:
+        """K: the number of weights kept at the end of training."""
+        ...
+
+    @property
+    def score_lr(self) -> float:
+        """Learning rate of Adam for everything in ``memory.learned``."""
+        ...
+
+    def start(self, weights: Tensor, layout: Layout, noise: Generator) -> Memory:
+        """The memory before the first step."""
+        ...
+
+    def effective(self, weights: Tensor, memory: Memory, now: Moment) -> Tensor:
+        """The weights the network runs with in this training step, differentiable; one draw."""
+        ...
+
+    def after_step(self, weights: Tensor, memory: Memory, now: Moment) -> None:
+        """What happens between two steps: projection, a new mask. Changes ``memory`` in place."""
+        ...
+
+    def mask(self, weights: Tensor, memory: Memory) -> Tensor:
+        """The deterministic 0/1 mask of evaluation and export: bool, exactly ``budget`` ones."""
+        ...

@@ -1,0 +1,186 @@
+"""Data in environments, and batches that hold every environment. The only batching code there is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparseirm.core import SettingError
+from sparseirm.randomness import generator
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples of one training step.
+
+    Attributes:
+        x: ``(n, ...)`` inputs, float32.
+        y: ``(n,)`` labels (integers) or targets (float32).
+        env: ``(n,)`` environment index, int64.
+        weight: ``(n,)`` non-negative sample weights, or None.
+    """
+
+    x: Tensor
+    y: Tensor
+    env: Tensor
+    weight: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on another device."""
+        weight = None if self.weight is None else self.weight.to(device)
+        return Batch(self.x.to(device), self.y.to(device), self.env.to(device), weight)
+
+    def take(self, index: Tensor) -> Batch:
+        """The samples at ``index``, in that order."""
+        weight = None if self.weight is None else self.weight[index]
+        return Batch(self.x[index], self.y[index], self.env[index], weight)
+
+
+@dataclass(frozen=True)
+class Split:
+    """One part of a data set (train, validation or test): samples, environments, hidden attribute.
+
+    Attributes:
+        samples: all samples of the part.
+        names: name of each environment; ``samples.env`` indexes it.
+        spurious: ``(n,)`` value of the spurious attribute, for evaluation only, or None if unknown.
+    """
+
+    samples: Batch
+    names: tuple[str, ...]
+    spurious: Tensor | None = None
+
+    @property
+    def counts(self) -> list[int]:
+        """Number of samples of each environment."""
+        return torch.bincount(self.samples.env, minlength=len(self.names)).tolist()
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A learning problem in environments.
+
+    Training sees ``train`` only. ``val`` holds fresh samples of the TRAINING environments, for rules
+    that select; ``test`` holds other environments and is read by evaluation only, never to choose.
+
+    Attributes:
+        name: name in recipes and results.
+        train: samples of the training environments.
+        val: held-out samples of the training environments, or None.
+        test: samples of the test environments, or None.
+        loss: name of the loss, a key of `sparseirm.losses.LOSSES`.
+        n_outputs: number of logits per sample (1 for two classes and for regression).
+        spurious_name: what the spurious attribute is, in words.
+    """
+
+    name: str
+    train: Split
+    val: Split | None
+    test: Split | None
+    loss: str
+    n_outputs: int
+    spurious_name: str | None = None
+
+    def __post_init__(self) -> None:
+        for env, count in zip(self.train.names, self.train.counts, strict=True):
+            if count == 0:
+                raise SettingError(
+                    f"training environment {env!r} of {self.name!r} has no samples; every environment "
+                    "needs at least one. Remove it or give it data."
+                )
+
+    @property
+    def splits(self) -> dict[str, Split]:
+        """The parts that exist, by name: ``train``, ``val``, ``test``."""
+        parts = {"train": self.train, "val": self.val, "test": self.test}
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def to(self, device: torch.device) -> DataSet:
+        """The same data set on another device."""
+        moved: dict[str, Any] = {
+            name: replace(part, samples=part.samples.to(device)) for name, part in self.splits.items()
+        }
+        return replace(self, **moved)
+
+
+@dataclass(frozen=True)
+class Batches:
+    """The batch of every step, as a function of seed and step: nothing to save, nothing to restore.
+
+    With ``batch_size`` None every step sees all samples. Otherwise each batch holds samples of every
+    environment, in proportion to its size but at least one each; an epoch goes through each
+    environment in a fresh random order, and a smaller one starts over rather than run dry.
+
+    Attributes:
+        samples: the training samples.
+        n_envs: number of environments.
+        batch_size: samples per step, or None for full batches.
+        seed: seed of the order.
+
+    Raises:
+        SettingError: if the batch is too small to hold every environment, or larger than the data.
+
+    Example:
+        >>> x, env = torch.zeros(6, 1), torch.tensor([0, 0, 0, 0, 1, 1])
+        >>> batches = Batches(Batch(x, env, env), n_envs=2, batch_size=3, seed=0)
+        >>> batches.at(5).env.tolist(), batches.per_epoch
+        ([0, 0, 1], 2)
+    """
+
+    samples: Batch
+    n_envs: int
+    batch_size: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        size, n = self.batch_size, len(self.samples)
+        if size is not None and not self.n_envs <= size <= n:
+            raise SettingError(
+                f"`batch_size` must lie between the number of environments ({self.n_envs}) and the number "
+                f"of training samples ({n}), so that a batch can hold every environment; got {size}. "
+                "Leave it out to train on full batches."
+            )
+
+    @property
+    def per_epoch(self) -> int:
+        """Number of steps that go through the data once."""
+        return 1 if self.batch_size is None else max(1, len(self.samples) // self.batch_size)
+
+    def shares(self) -> list[int]:
+        """How many samples of each environment a batch holds: proportional, at least one each."""
+        counts = torch.bincount(self.samples.env, minlength=self.n_envs).tolist()
+        size = self.batch_size or len(self.samples)
+        spare = size - self.n_envs
+        exact = [spare * (count / len(self.samples)) for count in counts]
+        shares = [1 + int(part) for part in exact]
+        by_remainder = sorted(range(self.n_envs), key=lambda e: int(exact[e]) - exact[e])
+        for e in by_remainder[: size - sum(shares)]:
+            shares[e] += 1
+        return shares
+
+    def at(self, step: int) -> Batch:
+        """The batch of one step."""
+        if self.batch_size is None:
+            return self.samples
+        picked = []
+        for e, share in enumerate(self.shares()):
+            members = (self.samples.env == e).nonzero()[:, 0]
+            first = step * share
+            while share > 0:
+                lap, start = divmod(first, len(members))
+                order = torch.randperm(len(members), generator=generator(self.seed, "batches", e, lap)).to(
+                    members.device
+                )
+                piece = members[order[start : start + share]]
+                picked.append(piece)
+                first, share = first + len(piece), share - len(piece)
+        return self.samples.take(torch.cat(picked))

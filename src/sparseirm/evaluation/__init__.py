@@ -1,0 +1,1 @@
+"""Measuring trained networks: never imported by training."""

@@ -1,0 +1,84 @@
+"""Accuracy and risk per environment, of the network as it would be deployed."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparseirm.core import Loss, Memory, Outputs, Sparsifier
+from sparseirm.data.environments import Split
+from sparseirm.models import Network
+from sparseirm.training.precision import fast_matmul
+from sparseirm.training.state import State
+
+CHUNK = 8192
+"""Samples per forward pass of an evaluation."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """How a network does on one split.
+
+    Attributes:
+        accuracy: mean over environments of their accuracies, in percent; mean squared error for regression.
+        per_env: the same of each environment, by name.
+        risk: mean over environments of their mean losses.
+    """
+
+    accuracy: float
+    per_env: dict[str, float]
+    risk: float
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return asdict(self)
+
+
+@torch.no_grad()
+def evaluate(network: Network, state: State, weights: Tensor, split: Split, loss: Loss) -> Score:
+    """Score of the network with the given effective weights, in evaluation mode and float32.
+
+    Args:
+        network: the network.
+        state: where its other parameters and buffers are.
+        weights: ``(d,)`` effective weights, usually from `deployed`.
+        split: the samples; empty environments are left out of the means.
+        loss: the loss of the data set.
+    """
+    with fast_matmul():
+        pieces = [
+            network.logits(x, weights, state.others, state.buffers)
+            for x in torch.split(split.samples.x, CHUNK)
+        ]
+    logits, samples = torch.cat(pieces), split.samples
+    out = Outputs(logits, samples.y, samples.env, len(split.names), loss, samples.weight)
+    hits = (loss.predict(logits) == samples.y).float()
+    figure = 100 * out.env_mean(hits) if loss.classifies else out.risks
+    present = ~figure.isnan()
+    return Score(
+        accuracy=float(figure[present].mean()),
+        per_env={n: float(a) for n, a in zip(split.names, figure, strict=True) if not a.isnan()},
+        risk=float(out.risks[present].mean()),
+    )
+
+
+def deployed(sparsifier: Sparsifier, state: State) -> Tensor:
+    """Effective weights of the deterministic network: masked by exactly K ones. Shape ``(d,)``."""
+    weights = state.weights.detach()
+    return weights * sparsifier.mask(weights, state.memory)
+
+
+def undecided(memory: Memory, tolerance: float = 0.01) -> float | None:
+    """Fraction of the probabilities that lie more than ``tolerance`` from both 0 and 1, None without any.
+
+    >>> undecided(Memory({"probabilities": torch.tensor([0.0, 0.5, 1.0, 1.0])}))
+    0.25
+    """
+    probabilities = memory.learned.get("probabilities")
+    if probabilities is None or "mask" in memory.kept:
+        return None if probabilities is None else 0.0
+    inside = (probabilities > tolerance) & (probabilities < 1 - tolerance)
+    return float(inside.float().mean())

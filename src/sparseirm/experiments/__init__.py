@@ -1,0 +1,1 @@
+"""Many runs: the result store, sweeps over processes, tables and figures."""

@@ -1,0 +1,62 @@
+"""Figures drawn from results alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from sparseirm.experiments.tables import Row
+
+COLOURS = {"train": "#8d99ae", "test": "#d1495b"}
+matplotlib.rcParams["svg.hashsalt"] = "sparseirm"
+
+
+def comparison(rows: Sequence[Row], title: str, path: Path) -> Path:
+    """Draw train and test accuracy of every method: bars at the last step, and the way there.
+
+    Args:
+        rows: one per method, all on the same data set.
+        title: what the reader looks at.
+        path: where the figure goes; the ending chooses the format.
+
+    Returns:
+        ``path``.
+    """
+    figure = Figure(figsize=(3.1 * max(len(rows), 3), 6.4), layout="constrained")
+    figure.suptitle(title, fontsize=12)
+    grid = figure.add_gridspec(2, len(rows), height_ratios=[1.15, 1])
+    bars = figure.add_subplot(grid[0, :])
+    x = np.arange(len(rows))
+    for shift, split in ((-0.19, "train"), (0.19, "test")):
+        heights = [row.accuracy(split).mean for row in rows]
+        bars.bar(x + shift, heights, 0.36, color=COLOURS[split], label=f"{split} environments")
+        for at, row, height in zip(x, rows, heights, strict=True):
+            values = row.accuracy(split).values
+            bars.plot([at + shift] * len(values), values, "o", ms=3.5, color="black", alpha=0.55)
+            bars.text(at + shift, height + 2.5, f"{height:.0f}", ha="center", fontsize=10)
+    bars.set_xticks(x, [row.label for row in rows], fontsize=10)
+    bars.set(ylabel="accuracy at the last step, %", ylim=(0, 108))
+    bars.legend(loc="upper right", frameon=False, ncols=2)
+    bars.spines[["top", "right"]].set_visible(False)
+    bars.set_title("dots are seeds; a method you can trust is as good in the test as in training", fontsize=9)
+    for column, row in enumerate(rows):
+        _trajectory(figure.add_subplot(grid[1, column]), row, first=column == 0)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
+    return path
+
+
+def _trajectory(axes: Axes, row: Row, first: bool) -> None:
+    for split, colour in COLOURS.items():
+        runs = np.array([[point.scores[split].accuracy for point in r.trajectory] for r in row.results])
+        steps = [point.step for point in row.results[0].trajectory]
+        axes.plot(steps, runs.T, color=colour, alpha=0.25, lw=1)
+        axes.plot(steps, runs.mean(0), color=colour, lw=2)
+    axes.set(xlabel="step", ylim=(0, 105), title=row.label)
+    axes.set_ylabel("accuracy, %" if first else "")
+    axes.spines[["top", "right"]].set_visible(False)

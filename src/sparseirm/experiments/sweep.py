@@ -1,0 +1,88 @@
+"""Run what the store lacks, in processes of one thread each."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from sparseirm.core import NonFiniteError, SettingError
+from sparseirm.experiments.store import Store
+from sparseirm.recipe import Recipe
+from sparseirm.runs import Result, run
+
+
+@contextmanager
+def local(workers: int | None = None) -> Iterator[Executor]:
+    """Local processes, one per core unless told otherwise; they start fresh and share nothing."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers or os.cpu_count(), mp_context=context, initializer=_alone) as pool:
+        yield pool
+
+
+def sweep(
+    recipes: Sequence[Recipe],
+    store: Store,
+    executor: Executor,
+    data_root: str | None = None,
+    on_done: Callable[[Recipe, str | None], None] = lambda recipe, failure: None,
+    time_budget: float | None = None,
+) -> list[Result | None]:
+    """Results of all recipes, in their order: from the store, or run now, widest networks first.
+
+    Args:
+        recipes: what to run; finished ones cost nothing.
+        store: where results are looked up and kept.
+        executor: where to run; anything with the interface of `concurrent.futures.Executor`.
+        data_root: folder of the data files.
+        on_done: called after every run with its recipe and the reason of its failure, or None.
+        time_budget: seconds after which no further run is started.
+
+    Returns:
+        One result per recipe; None for one that failed, was not started, or is in another's hands.
+    """
+    missing = {recipe.key: recipe for recipe in recipes if store.get(recipe) is None}
+    order = sorted(missing.values(), key=_cost, reverse=True)
+    deadline = None if time_budget is None else time.time() + time_budget
+    futures = {
+        executor.submit(carry_out, recipe, store.root, data_root, deadline): recipe for recipe in order
+    }
+    for future in as_completed(futures):
+        on_done(futures[future], future.result())
+    return [store.get(recipe) for recipe in recipes]
+
+
+def carry_out(
+    recipe: Recipe, root: Path, data_root: str | None = None, deadline: float | None = None
+) -> str | None:
+    """Run one recipe into the store, going on from its checkpoint; return why it failed, or None."""
+    store = Store(root)
+    if deadline is not None and time.time() > deadline:
+        return "not started: the time budget is used up"
+    with store.claim(recipe) as folder:
+        if folder is None:
+            return "not started: another process is running it"
+        if store.get(recipe) is not None:
+            return None
+        try:
+            store.put(run(recipe, data_root=data_root, out=folder, resume=True))
+        except (SettingError, NonFiniteError, MemoryError) as error:
+            store.fail(recipe, f"{type(error).__name__}: {error}")
+            return str(error)
+    store.clear(recipe)
+    return None
+
+
+def _cost(recipe: Recipe) -> float:
+    recipe = recipe.resolved()
+    return (recipe.n_train or 1) * recipe.width * (recipe.width + 400) * (recipe.steps or 1)
+
+
+def _alone() -> None:
+    torch.set_num_threads(1)

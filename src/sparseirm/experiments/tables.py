@@ -1,0 +1,95 @@
+"""Results gathered over seeds, as rows of a table."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+from scipy.stats import t as student
+
+from sparseirm.recipe import Recipe
+from sparseirm.runs import Result
+
+
+@dataclass(frozen=True)
+class Figures:
+    """A quantity over seeds.
+
+    Attributes:
+        values: one per seed.
+
+    Example:
+        >>> Figures((60.0, 62.0, 64.0)).mean, round(Figures((60.0, 62.0, 64.0)).half_width, 2)
+        (62.0, 4.97)
+    """
+
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Mean over seeds."""
+        return statistics.fmean(self.values)
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation over seeds; NaN for one."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else math.nan
+
+    @property
+    def half_width(self) -> float:
+        """Half the 95 % interval of the mean (Student's t); NaN for one seed."""
+        n = len(self.values)
+        return float(student.ppf(0.975, n - 1)) * self.deviation / math.sqrt(n) if n > 1 else math.nan
+
+    def __str__(self) -> str:
+        spread = "" if math.isnan(self.deviation) else f" ± {self.deviation:.1f}"
+        return f"{self.mean:.1f}{spread}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method on one data set over seeds, at the last step.
+
+    Attributes:
+        label: the method in words.
+        results: one per seed.
+    """
+
+    label: str
+    results: tuple[Result, ...]
+
+    def figures(self, of: Callable[[Result], float]) -> Figures:
+        """Any quantity of the results, over the seeds."""
+        return Figures(tuple(of(result) for result in self.results))
+
+    def accuracy(self, split: str) -> Figures:
+        """Accuracy at the last step, percent."""
+        return self.figures(lambda result: result.last[split].accuracy)
+
+
+def label(recipe: Recipe) -> str:
+    """The method in words.
+
+    >>> label(Recipe(method="irm", penalty="rex"))
+    'IRM (rex)'
+    """
+    names = {
+        "erm": "ERM",
+        "oracle": "Oracle",
+        "sparseerm": "SparseERM",
+        "irm": "IRM",
+        "sparseirm": "SparseIRM",
+    }
+    penalty = recipe.resolved().penalty
+    return names.get(recipe.method, recipe.method) + (f" ({penalty})" if penalty else "")
+
+
+def rows(results: Iterable[Result | None]) -> list[Row]:
+    """Results that differ in nothing but the seed become one row; in the order of their first one."""
+    groups: dict[str, list[Result]] = {}
+    for result in results:
+        if result is not None:
+            groups.setdefault(replace(result.recipe, seed=0).key, []).append(result)
+    return [Row(label(group[0].recipe), tuple(group)) for group in groups.values()]

@@ -1,0 +1,249 @@
+"""A run as data: typed, complete, hashed."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Literal
+
+from sparseirm.core import Loss, Penalty, SettingError, Sparsifier
+from sparseirm.data import DATASETS, DataSet
+from sparseirm.files import canonical, digest
+from sparseirm.losses import LOSSES
+from sparseirm.methods import METHODS, SETTINGS, Method
+from sparseirm.models import MODELS
+from sparseirm.penalties import PENALTIES
+from sparseirm.registry import lookup, one_of
+from sparseirm.sparsifiers import SPARSIFIERS
+from sparseirm.training.state import Plan
+
+Option = float | int | str | bool
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides a run's result. None stands for the default of the chosen settings.
+
+    Attributes:
+        data: data set: colored_mnist, full_colored_mnist, colored_fashion, full_colored_fashion,
+            colored_digits or full_colored_digits (the last two need no files).
+        n_train: training samples of all environments together; the data set's own number by default.
+        correlations: how often the spurious attribute agrees with the label, in each training
+            environment and, last, in the test environment, each in [0, 1].
+        label_noise: fraction of labels that are wrong, in [0, 1].
+        model: network: mlp.
+        width: hidden units of each of the mlp's two hidden layers.
+        method: erm, oracle, sparseerm, irm or sparseirm.
+        penalty: invariance penalty of irm and sparseirm: irmv1 or rex.
+        sparsifier: how the mask of a sparse method is found: probmask.
+        density: fraction of the maskable weights KEPT, in (0, 1]. Give this or `budget`.
+        budget: number of weights kept, or auto: `weights_per_sample` times the number of samples.
+        weights_per_sample: weights kept per training sample when `budget` is auto.
+        sparsifier_options: further settings of the sparsifier by name, such as decide_at 0.3.
+        settings: where unset values come from: ours, paper or released.
+        steps: optimiser steps.
+        batch_size: samples per step, every environment among them; full batches by default.
+        optimizer: adam or sgd, for the weights.
+        lr: learning rate of the weights.
+        lr_schedule: cosine or constant.
+        momentum: momentum of sgd, in [0, 1).
+        eps: Adam's epsilon, for weights and probabilities.
+        l2: weight of the sum of squared parameters in the loss.
+        penalty_weight: lambda, the weight of the penalty in the loss.
+        penalty_from: fraction of the run before which the penalty has no weight, in [0, 1].
+        divide_loss: divide the loss by 1 + penalty_weight, as the released code does.
+        precision: fp32 or bf16 (matrix products only; loss, penalty and probabilities stay fp32).
+        eval_every: steps between two evaluations of the trajectory; they never influence the run.
+        seed: seed of data, initial weights, batches and gates.
+    """
+
+    data: str = "colored_digits"
+    n_train: int | None = None
+    correlations: tuple[float, ...] | None = None
+    label_noise: float | None = None
+    model: str = "mlp"
+    width: int = 390
+    method: str = "sparseirm"
+    penalty: str | None = None
+    sparsifier: str | None = None
+    density: float | None = None
+    budget: int | Literal["auto"] | None = None
+    weights_per_sample: float | None = None
+    sparsifier_options: dict[str, Option] = field(default_factory=dict)
+    settings: str = "ours"
+    steps: int | None = None
+    batch_size: int | None = None
+    optimizer: str | None = None
+    lr: float | None = None
+    lr_schedule: str | None = None
+    momentum: float | None = None
+    eps: float | None = None
+    l2: float | None = None
+    penalty_weight: float | None = None
+    penalty_from: float | None = None
+    divide_loss: bool | None = None
+    precision: str = "fp32"
+    eval_every: int = 50
+    seed: int = 0
+
+    def resolved(self) -> Recipe:
+        """The same run with every default written out, and nothing in it that has no effect.
+
+        Raises:
+            SettingError: if a value is unknown or out of range, or an option would have no effect.
+
+        Example:
+            >>> recipe = Recipe(method="irm").resolved()
+            >>> recipe.penalty, recipe.penalty_weight, recipe.density
+            ('irmv1', 10000.0, None)
+        """
+        one_of("data set", self.data, DATASETS)
+        one_of("model", self.model, MODELS)
+        one_of("settings", self.settings, SETTINGS)
+        method = lookup("method", METHODS, self.method)
+        self._refuse_what_has_no_effect(method)
+        defaults, recipe = SETTINGS[self.settings], self
+        if method.sparse and self.density is None and self.budget is None:
+            recipe = replace(recipe, density=defaults.get("density"), budget=defaults.get("budget"))
+        unset = {name for name in defaults if getattr(recipe, name) is None}
+        unset -= {*recipe._idle(method), "density", "budget"}
+        recipe = replace(recipe, **{name: defaults[name] for name in unset})
+        if method.invariant:
+            recipe = replace(recipe, penalty=recipe.penalty or "irmv1")
+            lookup("penalty", PENALTIES, str(recipe.penalty))
+        if method.sparse:
+            name = recipe.sparsifier or "probmask"
+            options = defaults["sparsifier_options"] if name == "probmask" else {}
+            recipe = replace(
+                recipe, sparsifier=name, sparsifier_options={**options, **self.sparsifier_options}
+            )
+            recipe._check_budget()
+            recipe.make_sparsifier(d=1 << 40, n_train=1 << 20)
+        recipe.plan()
+        for name, least in (("width", 1), ("eval_every", 1)):
+            if getattr(recipe, name) < least:
+                raise SettingError(f"`{name}` must be at least {least}; got {getattr(recipe, name)}.")
+        return recipe
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data, without the fields that are None."""
+        return {name: value for name, value in asdict(self).items() if value not in (None, {})}
+
+    @staticmethod
+    def from_json(payload: dict[str, Any]) -> Recipe:
+        """The recipe of `to_json`.
+
+        Raises:
+            SettingError: if a key is no field of a recipe.
+
+        Example:
+            >>> recipe = Recipe(width=64, correlations=(0.9, 0.8, 0.1))
+            >>> Recipe.from_json(recipe.to_json()) == recipe
+            True
+        """
+        for name in payload:
+            one_of("field of a recipe", name, [f.name for f in fields(Recipe)])
+        if "correlations" in payload:
+            payload = {**payload, "correlations": tuple(payload["correlations"])}
+        return Recipe(**payload)
+
+    @property
+    def key(self) -> str:
+        """16 hexadecimal digits that name the resolved recipe in a result store."""
+        return digest(canonical(self.resolved().to_json()).encode())[:16]
+
+    def make_data(self, data_root: str | None = None) -> DataSet:
+        """The data set, read from ``data_root`` if it is not an embedded one."""
+        return lookup("data", DATASETS, self.data)(
+            n_train=self.n_train,
+            correlations=self.correlations,
+            label_noise=self.label_noise,
+            seed=self.seed,
+            gray=METHODS[self.method].gray,
+            data_root=data_root,
+        )
+
+    def make_penalty(self) -> Penalty:
+        """The penalty; one that is always zero for a method without."""
+        return lookup("penalty", PENALTIES, self.penalty) if self.penalty else lambda out: out.risks.sum() * 0
+
+    def make_sparsifier(self, d: int, n_train: int) -> Sparsifier:
+        """The sparsifier for ``d`` maskable weights and ``n_train`` samples."""
+        if self.sparsifier is None:
+            return SPARSIFIERS["dense"](budget=d)
+        maker = lookup("sparsifier", SPARSIFIERS, self.sparsifier)
+        known = [f.name for f in fields(maker) if f.name != "budget"]  # type: ignore[arg-type]
+        for name in self.sparsifier_options:
+            one_of(f"option of sparsifier {self.sparsifier!r}", name, known)
+        return maker(budget=self.count(d, n_train), **self.sparsifier_options)
+
+    def count(self, d: int, n_train: int) -> int:
+        """K: how many of ``d`` maskable weights are kept with ``n_train`` training samples."""
+        if self.density is not None:
+            return max(1, round(self.density * d))
+        if self.budget == "auto":
+            return max(1, min(d, round(float(self.weights_per_sample or 0) * n_train)))
+        if self.budget is None or self.budget > d:
+            raise SettingError(
+                f"`budget` must not exceed the {d} maskable weights of this model; got {self.budget}. "
+                "Lower it, or make the model wider."
+            )
+        return self.budget
+
+    def plan(self) -> Plan:
+        """Length, optimiser and schedules of the run."""
+        given = {f.name: getattr(self, f.name) for f in fields(Plan)}
+        return Plan(**{name: value for name, value in given.items() if value is not None})
+
+    def loss(self, data: DataSet) -> Loss:
+        """The loss that goes with the data set's labels."""
+        return LOSSES[data.loss]
+
+    def adapted(self, method: str, penalty: str | None = None) -> Recipe:
+        """The same run with another method and penalty, without what that method has no use for.
+
+        Example:
+            >>> Recipe(density=0.1).adapted("irm", "rex").density is None
+            True
+        """
+        recipe = replace(self, method=method, penalty=penalty)
+        drop: dict[str, Any] = {name: None for name in recipe._idle(lookup("method", METHODS, method))}
+        if "sparsifier_options" in drop:
+            drop["sparsifier_options"] = {}
+        return replace(recipe, **drop)
+
+    def _idle(self, method: Method) -> list[str]:
+        """Fields that have no effect in this run."""
+        idle = []
+        if not method.invariant:
+            idle += ["penalty", "penalty_weight", "penalty_from", "divide_loss"]
+        if not method.sparse:
+            idle += ["sparsifier", "density", "budget", "weights_per_sample", "sparsifier_options"]
+        elif self.budget != "auto" and (self.density is not None or self.budget is not None):
+            idle += ["weights_per_sample"]
+        if self.optimizer != "sgd":
+            idle += ["momentum"]
+        return idle
+
+    def _refuse_what_has_no_effect(self, method: Method) -> None:
+        for name in self._idle(method):
+            value = getattr(self, name)
+            if value is not None and value != {}:
+                raise SettingError(
+                    f"`{name}` has no effect with method {self.method!r} and optimizer "
+                    f"{self.optimizer or 'adam'!r}; got {value}. Leave it out, or choose another method."
+                )
+
+    def _check_budget(self) -> None:
+        if self.density is not None and self.budget is not None:
+            raise SettingError(f"give `density` or `budget`, not both; got {self.density} and {self.budget}.")
+        if self.density is not None and not 0 < self.density <= 1:
+            percent = (
+                f" For {self.density:g} per cent pass {self.density / 100:g}." if self.density > 1 else ""
+            )
+            raise SettingError(
+                f"`density` must be in (0, 1], the fraction of weights kept; got {self.density:g}.{percent}"
+            )
+        if isinstance(self.budget, int) and self.budget < 1:
+            raise SettingError(f"`budget` must be at least 1 weight, or auto; got {self.budget}.")
+        if self.weights_per_sample is not None and not self.weights_per_sample > 0:
+            raise SettingError(f"`weights_per_sample` must be positive; got {self.weights_per_sample}.")

@@ -1,0 +1,37 @@
+"""No sparsity, and masks that never change."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from sparseirm.core import Layout, Memory, Moment
+
+
+@dataclass(frozen=True)
+class Dense:
+    """Keeps every weight: ERM and IRM as usual.
+
+    Attributes:
+        budget: d, the number of maskable weights.
+    """
+
+    budget: int
+    score_lr: float = 0.0
+
+    def start(self, weights: Tensor, layout: Layout, noise: Generator) -> Memory:
+        """Nothing to remember."""
+        return Memory()
+
+    def effective(self, weights: Tensor, memory: Memory, now: Moment) -> Tensor:
+        """The weights themselves."""
+        return weights
+
+    def after_step(self, weights: Tensor, memory: Memory, now: Moment) -> None:
+        """Nothing to do."""
+
+    def mask(self, weights: Tensor, memory: Memory) -> Tensor:
+        """All ones."""
+        return torch.ones_like(weights, dtype=torch.bool)

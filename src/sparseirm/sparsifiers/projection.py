@@ -1,0 +1,96 @@
+"""Euclidean projection onto ``{s in [0, 1]^d : sum s <= K}``, exact, without a host synchronisation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sparseirm.core import accumulator
+
+PASSES = 8
+"""Newton passes where the host must not wait for the device; a CPU stops as soon as the sum is right."""
+
+LONGEST = 64
+"""Passes at most on a CPU. Only budgets below one weight out of thousands need more than 8."""
+
+CHUNK = 1 << 16
+"""Elements per piece, so that no temporary is larger than the cache (and large ones cost page faults)."""
+
+
+def project(scores: Tensor, budget: Tensor | float, guess: Tensor | None = None) -> Tensor:
+    """Project ``scores`` in place onto the capped simplex; return the multiplier found.
+
+    The projection is ``clip(s - v, 0, 1)`` with ``v = 0`` if that already sums to at most K, otherwise
+    with the ``v`` that makes the sum equal K (Zhou et al. 2021, arXiv:2105.00405, Theorem 1). The root
+    is found by a Newton iteration kept inside a bracket by secant and halving steps (cf. Cominetti et
+    al. 2014): ``h(v) = sum clip(s - v, 0, 1) - K`` is piecewise linear and does not increase.
+
+    Args:
+        scores: ``(d,)`` float tensor, changed in place; all layers together, so the budget is global.
+        budget: K, the largest allowed sum (number of weights kept in expectation), ``0 <= K``.
+        guess: ``()`` multiplier of the previous step, which saves passes; None starts from 0.
+
+    Returns:
+        ``()`` float64 tensor: the multiplier ``v >= 0``.
+
+    Example:
+        >>> s = torch.tensor([0.9, 0.8, 0.1])
+        >>> v = project(s, 1.0)
+        >>> s.round(decimals=4).tolist(), round(float(v), 4)
+        ([0.55, 0.45, 0.0], 0.35)
+    """
+    exact = accumulator(scores.device)
+    k = torch.as_tensor(budget, dtype=exact, device=scores.device)
+    low = torch.zeros((), dtype=exact, device=scores.device)
+    high = scores.max().to(exact).clamp_min(0)
+    excess_low, excess_high = _excess(scores, low)[0] - k, -k
+    inside = excess_low <= 0
+    v = low if guess is None else guess.to(exact).clamp(low, high)
+    v = torch.where(inside, low, torch.where(k <= 0, high, v))
+    waits = scores.device.type == "cpu"
+    for turn in range(LONGEST if waits else PASSES):
+        total, right, left = _excess(scores, v)
+        excess = total - k
+        settled = inside | (excess.abs() <= 1e-12 * k)
+        if waits and settled:
+            break
+        above = excess > 0
+        slope = torch.where(above, right, left)
+        low, excess_low = torch.where(above, v, low), torch.where(above, excess, excess_low)
+        high, excess_high = torch.where(above, high, v), torch.where(above, excess_high, excess)
+        newton = v + excess / slope.clamp_min(1)
+        secant = low + (high - low) * excess_low / (excess_low - excess_high).clamp_min(1e-300)
+        rescue = secant if turn % 2 == 0 else (low + high) / 2
+        stray = (slope == 0) | (newton <= low) | (newton >= high)
+        v = torch.where(settled, v, torch.where(stray, rescue, newton))
+    for piece in torch.split(scores, CHUNK):
+        piece.sub_(v.to(piece.dtype)).clamp_(0, 1)
+    return v
+
+
+def _excess(scores: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum of ``clip(s - v, 0, 1)`` and the number of entries that move with ``v`` to its right and left."""
+    exact = v.dtype
+    total, right, left = torch.zeros((3,), dtype=exact, device=scores.device)
+    for piece in torch.split(scores, CHUNK):
+        t = piece.to(exact) - v
+        total = total + t.clamp(0, 1).sum()
+        right = right + ((t > 0) & (t <= 1)).sum()
+        left = left + ((t >= 0) & (t < 1)).sum()
+    return total, right, left
+
+
+def top_k(scores: Tensor, k: int) -> Tensor:
+    """Bool mask of exactly ``k`` ones at the largest scores; ties go to the earlier position.
+
+    Example:
+        >>> top_k(torch.tensor([0.5, 0.9, 0.5, 0.5]), 2).tolist()
+        [True, True, False, False]
+    """
+    if k <= 0:
+        return torch.zeros_like(scores, dtype=torch.bool)
+    threshold = scores.kthvalue(scores.numel() - k + 1).values
+    mask = scores > threshold
+    ties = (scores == threshold).nonzero()[:, 0]
+    mask[ties[: k - int(mask.sum())]] = True
+    return mask

@@ -1,0 +1,104 @@
+"""The training loop: one screen, and it never asks which method it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sparseirm.core import Loss, Moment, NonFiniteError, Outputs, Penalty, Sparsifier
+from sparseirm.data.environments import Batch, Batches
+from sparseirm.models import Network
+from sparseirm.randomness import generator, seed_of
+from sparseirm.training.precision import autocast, fast_matmul
+from sparseirm.training.state import Plan, State, clear_gradients, finite
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one step looked like: risk and penalty of its relaxed network, before the update.
+
+    Attributes:
+        step: number of the step, from 1.
+        risk: mean over environments of their risks, shape ``()``.
+        penalty: value of the penalty, unweighted, shape ``()``.
+        penalty_weight: lambda of this step.
+    """
+
+    step: int
+    risk: Tensor
+    penalty: Tensor
+    penalty_weight: float
+
+
+def train(
+    network: Network,
+    batches: Batches,
+    loss: Loss,
+    penalty: Penalty,
+    sparsifier: Sparsifier,
+    plan: Plan,
+    state: State,
+    seed: int = 0,
+    on_step: Callable[[State, Record], None] = lambda state, record: None,
+) -> State:
+    """Run from ``state`` to the end of the plan: projected gradient descent, Algorithm 1.
+
+    All randomness is a function of ``seed`` and the step, so a run that starts from a saved state ends
+    bit for bit like one that was never stopped.
+
+    Raises:
+        NonFiniteError: if risk or penalty become NaN or infinite; names step and quantity.
+    """
+    with torch.random.fork_rng(), fast_matmul():
+        while state.step < plan.steps:
+            noise = generator(seed, "step", state.step, device=state.weights.device)
+            torch.manual_seed(seed_of(seed, "module", state.step))
+            now = Moment(state.step, plan.steps, noise)
+            batch = batches.at(state.step)
+            effective = sparsifier.effective(state.weights, state.memory, now)
+            out = forward(network, state, effective, batch, batches.n_envs, loss, plan, now)
+            risk, spread = out.risks.mean(), penalty(out)
+            descend(state, risk, spread, plan)
+            with torch.no_grad():
+                sparsifier.after_step(state.weights, state.memory, now)
+            state.step += 1
+            weight = plan.penalty_weight_at(now.step)
+            on_step(state, Record(state.step, risk.detach(), spread.detach(), weight))
+    return state
+
+
+def forward(
+    network: Network,
+    state: State,
+    effective: Tensor,
+    batch: Batch,
+    n_envs: int,
+    loss: Loss,
+    plan: Plan,
+    now: Moment,
+) -> Outputs:
+    """One forward pass of the masked network in training mode."""
+    with autocast(plan.precision, effective.device):
+        logits = network.logits(batch.x, effective, state.others, state.buffers, training=True)
+    return Outputs(logits, batch.y, batch.env, n_envs, loss, batch.weight, noise=now.noise)
+
+
+def descend(state: State, risk: Tensor, penalty: Tensor, plan: Plan) -> None:
+    """One optimiser step on ``risk + lambda * penalty``."""
+    bad = finite(risk=risk, penalty=penalty)
+    if bad:
+        raise NonFiniteError(
+            f"the {bad} became {dict(risk=risk, penalty=penalty)[bad].item()} in step {state.step + 1}. "
+            "Lower `lr` or `penalty_weight`, or check the data for extreme values."
+        )
+    weight = plan.penalty_weight_at(state.step)
+    scale = 1 / (1 + weight) if plan.divide_loss else 1.0
+    clear_gradients(state)
+    torch.autograd.backward(scale * (risk + weight * penalty))
+    for group in state.optimizers["weights"].param_groups:
+        group["lr"], group["weight_decay"] = plan.lr_at(state.step), scale * 2 * plan.l2
+    for optimizer in state.optimizers.values():
+        optimizer.step()

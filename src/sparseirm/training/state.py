@@ -1,0 +1,154 @@
+"""What a run is told (`Plan`) and everything that changes while it runs (`State`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.optim import SGD, Adam, Optimizer
+
+from sparseirm.core import Memory, SettingError, Sparsifier, Tensors
+from sparseirm.models import Network
+from sparseirm.randomness import generator
+from sparseirm.registry import one_of
+from sparseirm.schedules import cosine
+from sparseirm.training.precision import PRECISIONS
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a run goes: its length, its optimiser, its schedules.
+
+    Attributes:
+        steps: number of optimiser steps.
+        optimizer: ``adam`` or ``sgd``, for the weights; probabilities always use Adam.
+        lr: learning rate of the weights.
+        lr_schedule: ``cosine`` (to zero at the last step) or ``constant``, for the weights.
+        momentum: momentum of ``sgd``.
+        eps: Adam's epsilon, for weights and probabilities. The default 1e-8 of PyTorch freezes
+            probabilities whose gradients are smaller than that.
+        l2: weight of the sum of squared parameters in the loss.
+        penalty_weight: lambda, weight of the penalty.
+        penalty_from: fraction of the run before which the penalty has weight zero.
+        penalty_to: fraction of the run at which the penalty has its full weight; it rises geometrically
+            from 1 there. At or before ``penalty_from`` it starts with its full weight.
+        divide_loss: divide the loss by ``1 + lambda`` once the penalty acts, as the released code does.
+        precision: ``fp32``, or ``bf16`` for bfloat16 matrix products.
+
+    Raises:
+        SettingError: if a value is out of its range.
+    """
+
+    steps: int = 1500
+    optimizer: str = "adam"
+    lr: float = 6e-4
+    lr_schedule: str = "cosine"
+    momentum: float = 0.9
+    eps: float = 1e-12
+    l2: float = 1e-3
+    penalty_weight: float = 1e4
+    penalty_from: float = 2 / 15
+    penalty_to: float = 0.0
+    divide_loss: bool = False
+    precision: str = "fp32"
+
+    def __post_init__(self) -> None:
+        one_of("optimizer", self.optimizer, OPTIMIZERS)
+        one_of("lr_schedule", self.lr_schedule, LR_SCHEDULES)
+        one_of("precision", self.precision, PRECISIONS)
+        for name, rule, holds in (
+            ("steps", "at least 1", self.steps >= 1),
+            ("lr", "positive", self.lr > 0),
+            ("eps", "positive", self.eps > 0),
+            ("momentum", "in [0, 1)", 0 <= self.momentum < 1),
+            ("l2", "0 or more", self.l2 >= 0),
+            ("penalty_weight", "0 or more", self.penalty_weight >= 0),
+            ("penalty_from", "a fraction of the run, in [0, 1]", 0 <= self.penalty_from <= 1),
+        ):
+            if not holds:
+                raise SettingError(f"`{name}` must be {rule}; got {getattr(self, name)}.")
+
+    def penalty_weight_at(self, step: int) -> float:
+        """Lambda of one step: zero, then rising as ``lambda**t``, then constant."""
+        start, end = self.penalty_from * self.steps, self.penalty_to * self.steps
+        if step < start:
+            return 0.0
+        return self.penalty_weight ** min(1.0, (step - start) / (end - start)) if end > start else self.penalty_weight
+
+    def lr_at(self, step: int) -> float:
+        """Learning rate of the weights in one step."""
+        return LR_SCHEDULES[self.lr_schedule](step / self.steps, self.lr)
+
+
+LR_SCHEDULES: dict[str, Callable[[float, float], float]] = {
+    "cosine": cosine,
+    "constant": lambda progress, first: first,
+}
+
+OPTIMIZERS: dict[str, Callable[[list[Tensor], Plan], Optimizer]] = {
+    "adam": lambda tensors, plan: Adam(tensors, lr=plan.lr, eps=plan.eps, fused=_fusable(tensors)),
+    "sgd": lambda tensors, plan: SGD(tensors, lr=plan.lr, momentum=plan.momentum),
+}
+
+
+@dataclass
+class State:
+    """Everything that changes during a run, hence everything a checkpoint holds.
+
+    Attributes:
+        step: optimiser steps taken.
+        weights: ``(d,)`` maskable weights of all layers, before masking.
+        others: the other parameters (biases, normalisation).
+        buffers: the module's buffers (running statistics).
+        memory: what the sparsifier carries.
+        optimizers: ``weights`` for ``weights`` and ``others``, and ``scores`` for what the sparsifier learns.
+    """
+
+    step: int
+    weights: Tensor
+    others: Tensors
+    buffers: Tensors
+    memory: Memory
+    optimizers: dict[str, Optimizer]
+
+    @property
+    def leaves(self) -> list[Tensor]:
+        """Every tensor that is trained."""
+        return [self.weights, *self.others.values(), *self.memory.learned.values()]
+
+
+def start(network: Network, sparsifier: Sparsifier, plan: Plan, seed: int) -> State:
+    """The state before the first step: the module's own weights, a fresh sparsifier, fresh optimisers."""
+    weights, others, buffers = network.parts()
+    memory = sparsifier.start(weights, network.layout, generator(seed, "scores", device=weights.device))
+    state = State(0, weights, others, buffers, memory, {})
+    for leaf in state.leaves:
+        leaf.requires_grad_()
+    state.optimizers["weights"] = OPTIMIZERS[plan.optimizer]([weights, *others.values()], plan)
+    if memory.learned:
+        learned = list(memory.learned.values())
+        state.optimizers["scores"] = Adam(
+            learned, lr=sparsifier.score_lr, eps=plan.eps, fused=_fusable(learned)
+        )
+    return state
+
+
+def _fusable(tensors: list[Tensor]) -> bool:
+    return all(t.device.type in ("cpu", "cuda") and t.is_floating_point() for t in tensors)
+
+
+def clear_gradients(state: State) -> None:
+    """Forget the gradients of the last step."""
+    for leaf in state.leaves:
+        leaf.grad = None
+
+
+def finite(**quantities: Tensor) -> str | None:
+    """Name of the first quantity that is not finite, or None.
+
+    >>> finite(risk=torch.tensor(1.0), penalty=torch.tensor(float("nan")))
+    'penalty'
+    """
+    return next((name for name, value in quantities.items() if not torch.isfinite(value).all()), None)
