@@ -15,7 +15,7 @@ lint: $(READY)                ## style, types, import layers, docstrings
 	$(BIN)/ruff check src tests
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pydoclint src
+	.venv/pydoclint/bin/pydoclint --quiet src
 
 test-slow: $(READY)           ## checks that take minutes
 	$(BIN)/pytest -n 2 -m slow
@@ -23,6 +23,8 @@ test-slow: $(READY)           ## checks that take minutes
 $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --editable ".[dev]"
+	$(PYTHON) -m venv .venv/pydoclint
+	.venv/pydoclint/bin/pip install --quiet "pydoclint>=0.6"
 	touch $(READY)
 
 clean:                        ## remove the environment and all outputs

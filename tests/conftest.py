@@ -1,9 +1,15 @@
-"""Where tests on real images find them: the folder the environment variable SPARSEIRM_DATA names."""
+"""One thread, repeatable hypotheses, and where tests on real images find them: in SPARSEIRM_DATA."""
 
 import os
 from pathlib import Path
 
 import pytest
+import torch
+from hypothesis import settings
+
+torch.set_num_threads(1)
+settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
+settings.load_profile("repeatable")
 
 
 def _root_with(collection: str) -> str:

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import io
 import itertools
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -105,6 +106,9 @@ def compare(
     Returns:
         One row per method and penalty, with its results.
     """
+    for name, instead in (("method", "methods"), ("penalty", "penalties"), ("seed", "seeds")):
+        if getattr(recipe, name) != getattr(DEFAULT, name):
+            raise SettingError(f"`{name}` has no effect in a comparison; give `{instead}`.")
     recipes = [
         replace(variant, seed=seed) for variant in _variants(recipe, methods, penalties) for seed in seeds
     ]
@@ -149,11 +153,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return 0, or 2 with one helpful line if a value cannot be used."""
     try:
         _parsed(sys.argv[1:] if arguments is None else arguments)()
-    except _UsageError as error:
-        print(f"sparseirm: {error}", file=sys.stderr)
-        return 2
-    except (SettingError, NonFiniteError) as error:
-        print(f"sparseirm: {error}", file=sys.stderr)
+    except (_UsageError, SettingError, NonFiniteError) as error:
+        print("sparseirm:", " ".join(str(error).split()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("sparseirm: stopped. `train --resume` and `compare` go on from here.", file=sys.stderr)
@@ -193,8 +194,10 @@ def _later(command: Callable[..., Any]) -> Callable[..., Callable[[], Any]]:
 
 def _first_line(box: str, arguments: Sequence[str]) -> str:
     """The point of tyro's framed message, on one line."""
-    lines = [line.strip("│╭╮╰╯─ ") for line in box.splitlines()][1:]
-    first = " ".join(itertools.takewhile(bool, lines))
+    lines = [re.sub(r"^[-─]+$", "", line.strip("│|╭╮╰╯+─ ")) for line in box.splitlines()]
+    title = next(at for at, line in enumerate(lines) if line)
+    body = itertools.dropwhile(lambda line: not line, lines[title + 1 :])
+    first = " ".join(itertools.takewhile(bool, body))
     near = next((line.split()[0] for line in lines if line.startswith("--")), None)
     hint = f" Did you mean {near}?" if near and first.startswith("Unrecognized") else ""
     command = arguments[0] if arguments and arguments[0] in COMMANDS else ""

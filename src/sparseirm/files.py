@@ -73,10 +73,10 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         payload = json.loads(path.read_bytes())
-        checksum = payload.pop("sha256")
+        intact = payload.pop("sha256") == digest(canonical(payload).encode())
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise _damaged(path, f"it is not a JSON object with a checksum ({error})") from None
-    if checksum != digest(canonical(payload).encode()):
+    if not intact:
         raise _damaged(path, "its checksum does not match its content")
     return dict(payload)
 
@@ -85,8 +85,8 @@ def write_tensors(path: Path, tensors: Tensors, note: dict[str, Any]) -> None:
     """Write tensors and a JSON note as one safetensors file with a checksum of both."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = canonical(note)
-    body = _body(save(plain))
-    write_bytes(path, save(plain, {"note": text, "sha256": digest(text.encode() + body)}))
+    _, rest = _apart(save(plain))
+    write_bytes(path, save(plain, {"note": text, "sha256": digest(text.encode() + rest)}))
 
 
 def read_tensors(path: Path) -> tuple[Tensors, dict[str, Any]]:
@@ -98,9 +98,8 @@ def read_tensors(path: Path) -> tuple[Tensors, dict[str, Any]]:
     content = path.read_bytes()
     try:
         tensors = load(content)
-        length = struct.unpack("<Q", content[:8])[0]
-        meta = json.loads(content[8 : 8 + length])["__metadata__"]
-        intact = meta["sha256"] == digest(meta["note"].encode() + _body(content))
+        meta, rest = _apart(content)
+        intact = meta["sha256"] == digest(meta["note"].encode() + rest)
         note = json.loads(meta["note"])
     except (SafetensorError, ValueError, KeyError, TypeError, struct.error) as error:
         raise _damaged(path, f"it is not a safetensors file with a checksum ({error})") from None
@@ -109,8 +108,11 @@ def read_tensors(path: Path) -> tuple[Tensors, dict[str, Any]]:
     return tensors, note
 
 
-def _body(content: bytes) -> bytes:
-    return content[8 + struct.unpack("<Q", content[:8])[0] :]
+def _apart(content: bytes) -> tuple[dict[str, str], bytes]:
+    """Metadata of a safetensors file; and names, types, shapes and bytes of its tensors."""
+    end = 8 + struct.unpack("<Q", content[:8])[0]
+    header = json.loads(content[8:end])
+    return header.pop("__metadata__", {}), canonical(header).encode() + content[end:]
 
 
 def _damaged(path: Path, why: str) -> DamagedFileError:

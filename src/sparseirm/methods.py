@@ -42,6 +42,7 @@ _PAPER: dict[str, Any] = {
     "l2": 1e-3,
     "penalty_weight": 1e4,
     "penalty_from": 200 / 1500,
+    "penalty_to": 0.0,
     "divide_loss": False,
     "density": 0.5,
     "sparsifier_options": {

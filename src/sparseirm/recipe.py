@@ -50,6 +50,8 @@ class Recipe:
         l2: weight of the sum of squared parameters in the loss.
         penalty_weight: lambda, the weight of the penalty in the loss.
         penalty_from: fraction of the run before which the penalty has no weight, in [0, 1].
+        penalty_to: fraction of the run at which the penalty has its full weight, rising geometrically
+            from 1; it starts with its full weight if this is not after `penalty_from`.
         divide_loss: divide the loss by 1 + penalty_weight, as the released code does.
         precision: fp32 or bf16 (matrix products only; loss, penalty and probabilities stay fp32).
         eval_every: steps between two evaluations of the trajectory; they never influence the run.
@@ -80,6 +82,7 @@ class Recipe:
     l2: float | None = None
     penalty_weight: float | None = None
     penalty_from: float | None = None
+    penalty_to: float | None = None
     divide_loss: bool | None = None
     precision: str = "fp32"
     eval_every: int = 50
@@ -215,7 +218,7 @@ class Recipe:
         """Fields that have no effect in this run."""
         idle = []
         if not method.invariant:
-            idle += ["penalty", "penalty_weight", "penalty_from", "divide_loss"]
+            idle += ["penalty", "penalty_weight", "penalty_from", "penalty_to", "divide_loss"]
         if not method.sparse:
             idle += ["sparsifier", "density", "budget", "weights_per_sample", "sparsifier_options"]
         elif self.budget != "auto" and (self.density is not None or self.budget is not None):

@@ -12,7 +12,7 @@ def cubic(progress: float, start: float, end: float, first: float, last: float) 
     the density schedule of Algorithm 1.
 
     Example:
-        >>> [cubic(t, 0.2, 0.6, 1.0, 0.1) for t in (0.0, 0.2, 0.4, 0.6, 1.0)]
+        >>> [round(cubic(t, 0.2, 0.6, 1.0, 0.1), 4) for t in (0.0, 0.2, 0.4, 0.6, 1.0)]
         [1.0, 1.0, 0.2125, 0.1, 0.1]
     """
     if progress >= end:

@@ -159,12 +159,12 @@ class Batches:
         """How many samples of each environment a batch holds: proportional, at least one each."""
         counts = torch.bincount(self.samples.env, minlength=self.n_envs).tolist()
         size = self.batch_size or len(self.samples)
-        spare = size - self.n_envs
-        exact = [spare * (count / len(self.samples)) for count in counts]
-        shares = [1 + int(part) for part in exact]
-        by_remainder = sorted(range(self.n_envs), key=lambda e: int(exact[e]) - exact[e])
-        for e in by_remainder[: size - sum(shares)]:
-            shares[e] += 1
+        exact = [size * count / len(self.samples) for count in counts]
+        shares = [max(1, int(part)) for part in exact]
+        while missing := size - sum(shares):
+            change = 1 if missing > 0 else -1
+            able = [e for e in range(self.n_envs) if shares[e] + change > 0]
+            shares[max(able, key=lambda e: change * (exact[e] - shares[e]))] += change
         return shares
 
     def at(self, step: int) -> Batch:

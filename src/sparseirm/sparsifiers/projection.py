@@ -36,8 +36,8 @@ def project(scores: Tensor, budget: Tensor | float, guess: Tensor | None = None)
     Example:
         >>> s = torch.tensor([0.9, 0.8, 0.1])
         >>> v = project(s, 1.0)
-        >>> s.round(decimals=4).tolist(), round(float(v), 4)
-        ([0.55, 0.45, 0.0], 0.35)
+        >>> s, round(float(v), 4)
+        (tensor([0.5500, 0.4500, 0.0000]), 0.35)
     """
     exact = accumulator(scores.device)
     k = torch.as_tensor(budget, dtype=exact, device=scores.device)
@@ -51,11 +51,12 @@ def project(scores: Tensor, budget: Tensor | float, guess: Tensor | None = None)
     for turn in range(LONGEST if waits else PASSES):
         total, right, left = _excess(scores, v)
         excess = total - k
-        settled = inside | (excess.abs() <= 1e-12 * k)
-        if waits and settled:
-            break
         above = excess > 0
         slope = torch.where(above, right, left)
+        rounding = 4 * torch.finfo(exact).eps * v * slope
+        settled = inside | (excess.abs() <= 1e-12 * k + rounding)
+        if waits and settled:
+            break
         low, excess_low = torch.where(above, v, low), torch.where(above, excess, excess_low)
         high, excess_high = torch.where(above, high, v), torch.where(above, excess_high, excess)
         newton = v + excess / slope.clamp_min(1)
@@ -64,7 +65,7 @@ def project(scores: Tensor, budget: Tensor | float, guess: Tensor | None = None)
         stray = (slope == 0) | (newton <= low) | (newton >= high)
         v = torch.where(settled, v, torch.where(stray, rescue, newton))
     for piece in torch.split(scores, CHUNK):
-        piece.sub_(v.to(piece.dtype)).clamp_(0, 1)
+        piece.copy_((piece.to(exact) - v).clamp_(0, 1))
     return v
 
 

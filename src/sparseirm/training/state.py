@@ -75,7 +75,11 @@ class Plan:
         start, end = self.penalty_from * self.steps, self.penalty_to * self.steps
         if step < start:
             return 0.0
-        return self.penalty_weight ** min(1.0, (step - start) / (end - start)) if end > start else self.penalty_weight
+        return (
+            self.penalty_weight ** min(1.0, (step - start) / (end - start))
+            if end > start
+            else self.penalty_weight
+        )
 
     def lr_at(self, step: int) -> float:
         """Learning rate of the weights in one step."""

@@ -1,0 +1,130 @@
+"""Small things that many tests are made of: outputs, samples, modules, and whole training runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from sparseirm.core import Loss, Outputs, Penalty, Sparsifier, Tensors
+from sparseirm.data import Batch, Batches
+from sparseirm.losses import BINARY, MULTICLASS, SQUARED
+from sparseirm.models import Network, build, network
+from sparseirm.penalties import irmv1
+from sparseirm.randomness import generator
+from sparseirm.sparsifiers import SPARSIFIERS
+from sparseirm.training.checkpoint import load_state, save_state, tensors_of
+from sparseirm.training.loop import Record, train
+from sparseirm.training.state import Plan, State, start
+
+
+def logits_and_labels(
+    loss: Loss, n: int, seed: int = 0, dtype: torch.dtype = torch.float64
+) -> tuple[Tensor, Tensor]:
+    """Logits and labels that fit a loss."""
+    noise = generator(seed, loss.name)
+    if loss == MULTICLASS:
+        return torch.randn(n, 4, generator=noise, dtype=dtype), torch.randint(4, (n,), generator=noise)
+    logits = torch.randn(n, generator=noise, dtype=dtype)
+    if loss == BINARY:
+        return logits, torch.randint(2, (n,), generator=noise)
+    assert loss == SQUARED, f"say here what logits and labels of {loss.name} look like"
+    return logits, torch.randn(n, generator=noise, dtype=dtype)
+
+
+def outputs(loss: Loss, sizes: tuple[int, ...] = (7, 4, 2), dtype: torch.dtype = torch.float64) -> Outputs:
+    """Outputs of environments of the given, unequal sizes, in mixed order."""
+    env = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+    env = env[torch.randperm(len(env), generator=generator(0, "env"))]
+    logits, y = logits_and_labels(loss, len(env), dtype=dtype)
+    return Outputs(logits, y, env, len(sizes), loss, noise=generator(0, "penalty"))
+
+
+def samples(sizes: tuple[int, ...] = (14, 10), n_inputs: int = 6) -> Batch:
+    """Inputs with binary labels, environments of the given sizes."""
+    env = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+    x = torch.randn(len(env), n_inputs, generator=generator(0, "x"))
+    noise = torch.randn(len(env), generator=generator(0, "y"))
+    return Batch(x, (x[:, 0] + 0.5 * noise > 0).long(), env)
+
+
+def plain_module() -> nn.Module:
+    """Two linear layers."""
+    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 1))
+
+
+def noisy_module() -> nn.Module:
+    """A module with randomness and buffers of its own."""
+    return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 1))
+
+
+def sparsifier_named(name: str, d: int) -> Sparsifier:
+    """A sparsifier of the table that keeps a third of ``d`` weights, or all if it always does."""
+    return SPARSIFIERS[name](budget=d if name == "dense" else d // 3)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A small training run that can be started, stopped, resumed and repeated."""
+
+    module: Callable[[], nn.Module] = noisy_module
+    plan: Plan = Plan(steps=12, lr=0.01, penalty_weight=3.0, penalty_from=0.25)
+    sparsifier: str = "probmask"
+    penalty: Penalty = irmv1
+    batch: Batch = samples()
+    batch_size: int | None = None
+    seed: int = 0
+
+    @property
+    def network(self) -> Network:
+        return network(build(self.module, self.seed))
+
+    def fresh(self) -> tuple[Network, Sparsifier, State]:
+        net = self.network
+        sparsifier = sparsifier_named(self.sparsifier, net.layout.size)
+        return net, sparsifier, start(net, sparsifier, self.plan, self.seed)
+
+    def train(self, checkpoint: Path | None = None, save_at: int = 0, resume: bool = False) -> Run:
+        """Train to the end; save when ``save_at`` steps are done, or start from what was saved."""
+        net, sparsifier, state = self.fresh()
+        if resume and checkpoint:
+            load_state(checkpoint, state)
+        records: list[Record] = []
+
+        def on_step(state: State, record: Record) -> None:
+            records.append(record)
+            if checkpoint and not resume and state.step == save_at:
+                save_state(checkpoint, state, {})
+
+        batches = Batches(self.batch, int(self.batch.env.max()) + 1, self.batch_size, self.seed)
+        train(net, batches, BINARY, self.penalty, sparsifier, self.plan, state, self.seed, on_step)
+        return Run(net, sparsifier, state, records)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is left of a finished training run."""
+
+    network: Network
+    sparsifier: Sparsifier
+    state: State
+    records: list[Record]
+
+    @property
+    def tensors(self) -> Tensors:
+        return tensors_of(self.state)
+
+    @property
+    def curve(self) -> list[tuple[int, float, float]]:
+        return [(record.step, float(record.risk), float(record.penalty)) for record in self.records]
+
+
+def assert_same_bits(a: Tensors, b: Tensors) -> None:
+    """The same names, and under each the same type, shape and values."""
+    assert a.keys() == b.keys()
+    for name, tensor in a.items():
+        assert tensor.dtype == b[name].dtype, name
+        assert torch.equal(tensor, b[name]), name

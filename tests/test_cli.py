@@ -1,0 +1,133 @@
+"""The command line is the Python functions, spelled differently."""
+
+import json
+import subprocess
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+
+from sparseirm import Recipe, run
+from sparseirm.cli import COMMANDS, compare, main
+from sparseirm.files import read_json
+from sparseirm.runs import Result
+
+QUICK = ["--width", "8", "--steps", "12", "--eval-every", "6", "--data", "colored_digits"]
+RECIPE = Recipe(width=8, steps=12, eval_every=6)
+
+
+def test_train_on_the_command_line_equals_run_in_python(tmp_path: Path) -> None:
+    flags = [
+        "--penalty",
+        "rex",
+        "--density",
+        "0.2",
+        "--sparsifier-options",
+        "decide_at",
+        "0.5",
+        "--seed",
+        "3",
+    ]
+    assert main(["train", *QUICK, *flags, "--out", str(tmp_path)]) == 0
+    said = Result.from_json(read_json(tmp_path / "result.json"))
+    recipe = replace(RECIPE, penalty="rex", density=0.2, sparsifier_options={"decide_at": 0.5}, seed=3)
+    assert said.recipe == recipe.resolved()
+    assert said.trajectory == run(recipe).trajectory
+
+
+def test_result_json_holds_what_a_reader_needs(tmp_path: Path) -> None:
+    main(["train", *QUICK, "--out", str(tmp_path)])
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["recipe"]["penalty_weight"] == 1e4 and result["recipe"]["budget"] == "auto"
+    assert set(result["last"]) == {"train", "val", "test"}
+    assert set(result["last"]["train"]["per_env"]) == {"train 0.9", "train 0.8"}
+    assert [point["step"] for point in result["trajectory"]] == [6, 12]
+    assert result["density"]["asked"] == result["density"]["reached"] == result["kept"] / result["n_weights"]
+    assert result["environment"]["torch"] and result["seconds"] > 0 and result["status"] == "done"
+
+
+def test_every_field_of_a_recipe_is_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--help"])
+    shown = capsys.readouterr().out
+    assert stop.value.code == 0
+    for field in fields(Recipe):
+        assert f"--{field.name.replace('_', '-')} " in shown
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    assert len(capsys.readouterr().out) > 200
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (
+            ["train", "--density", "5"],
+            "`density` must be in (0, 1], the fraction of weights kept; got 5. For",
+        ),
+        (["train", "--penalty", "rexx"], "no penalty is named 'rexx'. Did you mean 'rex'?"),
+        (["train", "--n-trai", "5"], "Unrecognized options: --n-trai, 5. Did you mean --n-train?"),
+        (["train", "--n-train", "many"], "from ['many']"),
+        (["train", "--method", "irm", "--density", "0.1"], "`density` has no effect with method 'irm'"),
+        (["train", "--steps", "0"], "`steps` must be at least 1; got 0."),
+        (["train", "--batch-size", "1"], "`batch_size` must lie between the number of environments (2)"),
+        (["train", "--device", "nowhere"], "`device` 'nowhere' cannot be used here"),
+        (["train", "--sparsifier-options", "decide", "1"], "Did you mean 'decide_at'?"),
+        (["train", "--data", "colored_mnist", "--data-root", "/nonexistent/place"], "--data-root"),
+        (["compare", "--methods", "magic"], "no method is named 'magic'"),
+        (["fly"], "Unrecognized options: fly"),
+        ([], "Expected one of {demo, train, compare}."),
+    ],
+)
+def test_a_bad_value_gives_one_helpful_line_and_exit_code_2(
+    flags: list[str], line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nothing is downloaded in this test
+    assert main(flags) == 2
+    error = capsys.readouterr().err
+    assert line in error and error.startswith("sparseirm: ")
+    assert error.count("\n") == 1 and "Traceback" not in error
+
+
+def test_out_is_never_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", *QUICK, "--out", str(tmp_path)]) == 0
+    before = (tmp_path / "result.json").read_bytes()
+    assert main(["train", *QUICK, "--out", str(tmp_path)]) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert main(["train", *QUICK, "--out", str(tmp_path), "--resume"]) == 0
+    assert (tmp_path / "result.json").read_bytes() == before
+
+
+def test_a_pipe_gets_no_progress_bar(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "sparseirm.cli", "train", *QUICK, "--method", "erm"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stderr == "" and "\x1b" not in done.stdout
+    assert "test accuracy" in done.stdout
+
+
+def test_compare_gives_one_row_per_method_and_keeps_its_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def again() -> list[str]:
+        table = compare(
+            replace(RECIPE, density=0.1),
+            methods=("erm", "sparseirm"),
+            penalties=("irmv1", "rex"),
+            seeds=(0, 1),
+            store=tmp_path / "store",
+            out=tmp_path,
+            workers=1,
+        )
+        assert all(len(row.results) == 2 for row in table)
+        return [row.label for row in table]
+
+    assert again() == ["ERM", "SparseIRM (irmv1)", "SparseIRM (rex)"]
+    runs = {path: path.stat().st_mtime_ns for path in (tmp_path / "store" / "runs").iterdir()}
+    assert len(runs) == 6 and (tmp_path / "compare.svg").exists()
+    assert again() and runs == {path: path.stat().st_mtime_ns for path in runs}
+    assert "SparseIRM (rex)" in capsys.readouterr().out
