@@ -66,15 +66,19 @@ def sparsifier_named(name: str, d: int) -> Sparsifier:
     return SPARSIFIERS[name](budget=d if name == "dense" else d // 3)
 
 
+PLAN = Plan(steps=12, lr=0.01, penalty_weight=3.0, penalty_from=0.25)
+SAMPLES = samples()
+
+
 @dataclass(frozen=True)
 class Problem:
     """A small training run that can be started, stopped, resumed and repeated."""
 
     module: Callable[[], nn.Module] = noisy_module
-    plan: Plan = Plan(steps=12, lr=0.01, penalty_weight=3.0, penalty_from=0.25)
+    plan: Plan = PLAN
     sparsifier: str = "probmask"
     penalty: Penalty = irmv1
-    batch: Batch = samples()
+    batch: Batch = SAMPLES
     batch_size: int | None = None
     seed: int = 0
 

@@ -23,7 +23,8 @@ from sparseirm.core import NonFiniteError, SettingError
 from sparseirm.experiments.figures import comparison
 from sparseirm.experiments.store import Store
 from sparseirm.experiments.sweep import local, sweep
-from sparseirm.experiments.tables import Row, label, rows
+from sparseirm.experiments.tables import HEADINGS, Row, cells, label, markdown, rows
+from sparseirm.files import write_bytes
 from sparseirm.methods import METHODS
 from sparseirm.recipe import Recipe
 from sparseirm.registry import lookup
@@ -100,7 +101,7 @@ def compare(
         seeds: one run each.
         data_root: folder of the data files; the variable SPARSEIRM_DATA otherwise.
         store: folder of the results.
-        out: folder for the figure ``compare.svg``.
+        out: folder for the figure ``compare.svg`` and the table ``compare.md``.
         workers: number of processes; one per core by default.
 
     Returns:
@@ -124,8 +125,9 @@ def compare(
     if not table:
         raise SettingError("no run finished; the reasons are above and in the store's folder `failed`.")
     Console(width=100).print(_table(table))
+    write_bytes(out / "compare.md", markdown(table).encode())
     figure = comparison(table, f"{recipe.data}: seen and unseen environments", out / "compare.svg")
-    print(f"figure: {figure}")
+    print(f"figure: {figure}, table: {out / 'compare.md'}")
     return table
 
 
@@ -213,13 +215,10 @@ def _variants(recipe: Recipe, methods: Sequence[str], penalties: Sequence[str]) 
 
 def _table(table: Sequence[Row]) -> Table:
     shown = Table(title="accuracy at the last step, in percent: mean ± standard deviation over seeds")
-    for heading in ("method", "train", "test", "density", "seconds", "seeds"):
+    for heading in HEADINGS:
         shown.add_column(heading, justify="left" if heading == "method" else "right")
     for row in table:
-        density = row.figures(lambda r: r.kept / r.n_weights).mean
-        seconds = row.figures(lambda r: r.seconds).mean
-        cells = (str(row.accuracy("train")), str(row.accuracy("test")), f"{density:.3g}", f"{seconds:.0f}")
-        shown.add_row(row.label, *cells, str(len(row.results)))
+        shown.add_row(*cells(row))
     return shown
 
 

@@ -85,7 +85,7 @@ class Recipe:
     penalty_to: float | None = None
     divide_loss: bool | None = None
     precision: str = "fp32"
-    eval_every: int = 50
+    eval_every: int = 100
     seed: int = 0
 
     def resolved(self) -> Recipe:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -26,15 +25,14 @@ class Score:
         accuracy: mean over environments of their accuracies, in percent; mean squared error for regression.
         per_env: the same of each environment, by name.
         risk: mean over environments of their mean losses.
+        risks: mean loss of each environment, by name; unequal ones on ``val`` betray a penalty that is
+            met by memorising the training samples.
     """
 
     accuracy: float
     per_env: dict[str, float]
     risk: float
-
-    def to_json(self) -> dict[str, Any]:
-        """As plain data."""
-        return asdict(self)
+    risks: dict[str, float]
 
 
 @torch.no_grad()
@@ -60,9 +58,14 @@ def evaluate(network: Network, state: State, weights: Tensor, split: Split, loss
     present = ~figure.isnan()
     return Score(
         accuracy=float(figure[present].mean()),
-        per_env={n: float(a) for n, a in zip(split.names, figure, strict=True) if not a.isnan()},
+        per_env=_named(split.names, figure),
         risk=float(out.risks[present].mean()),
+        risks=_named(split.names, out.risks),
     )
+
+
+def _named(names: tuple[str, ...], values: Tensor) -> dict[str, float]:
+    return {name: float(v) for name, v in zip(names, values, strict=True) if not v.isnan()}
 
 
 def deployed(sparsifier: Sparsifier, state: State) -> Tensor:

@@ -69,6 +69,23 @@ class Row:
         return self.figures(lambda result: result.last[split].accuracy)
 
 
+HEADINGS = ("method", "train", "test", "density", "seconds", "seeds")
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    """A row in words, under `HEADINGS`: accuracy in percent, mean ± standard deviation over seeds."""
+    density = row.figures(lambda result: result.kept / result.n_weights).mean
+    seconds = row.figures(lambda result: result.seconds).mean
+    accuracies = (str(row.accuracy("train")), str(row.accuracy("test")))
+    return (row.label, *accuracies, f"{density:.3g}", f"{seconds:.0f}", str(len(row.results)))
+
+
+def markdown(table: Iterable[Row]) -> str:
+    """Rows as a Markdown table."""
+    lines = [HEADINGS, ("---", *["---:"] * (len(HEADINGS) - 1)), *map(cells, table)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
 def label(recipe: Recipe) -> str:
     """The method in words.
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from sparseirm.core import Layout, Memory, Moment, SettingError
+from sparseirm.core import Layout, Memory, Moment, SettingError, accumulator
+from sparseirm.registry import one_of
 from sparseirm.schedules import cubic, linear
 from sparseirm.sparsifiers.gates import gated, uniform
 from sparseirm.sparsifiers.projection import project, top_k
@@ -30,6 +31,8 @@ class ProbMask:
         score_lr: learning rate (Adam) of the probabilities.
         first_temperature: temperature of the gates at the start.
         last_temperature: temperature of the gates when the mask is decided (or at the end).
+        final: ``top_k`` evaluates and exports the ``budget`` most probable weights; ``sample`` one draw of
+            the probabilities, as Algorithm 1 does, which keeps the budget only in expectation.
         gradient_floor: smallest ``s (1 - s)`` the gate's gradient divides by.
 
     Raises:
@@ -38,12 +41,13 @@ class ProbMask:
 
     budget: int
     shrink_from: float = 0.0
-    shrink_to: float = 0.13
-    decide_at: float = 0.3
+    shrink_to: float = 0.2
+    decide_at: float = 0.25
     score_lr: float = 3e-2
     first_temperature: float = 1.0
     last_temperature: float = 0.03
     gradient_floor: float = 1e-20
+    final: str = "top_k"
 
     def __post_init__(self) -> None:
         if not 0 <= self.shrink_from <= self.shrink_to <= self.decide_at <= 1 or self.decide_at == 0:
@@ -52,13 +56,20 @@ class ProbMask:
                 "the mask cannot be decided before the first step; "
                 f"got {self.shrink_from}, {self.shrink_to}, {self.decide_at}."
             )
+        one_of("final mask", self.final, ("top_k", "sample"))
+        if self.final == "sample" and self.decide_at < 1:
+            raise SettingError(
+                "`final` has no effect once the mask is decided; pass `decide_at=1` with sample."
+            )
         for name in ("score_lr", "first_temperature", "last_temperature"):
             if not getattr(self, name) > 0:
                 raise SettingError(f"`{name}` must be positive; got {getattr(self, name)}.")
 
     def start(self, weights: Tensor, layout: Layout, noise: Generator) -> Memory:
         """Probability 1 for every weight."""
-        kept = {"multiplier": torch.zeros((), dtype=torch.float64, device=weights.device)}
+        kept = {"multiplier": torch.zeros((), dtype=accumulator(weights.device), device=weights.device)}
+        if self.final == "sample":
+            kept["draw"] = uniform(weights, noise)
         return Memory({"probabilities": torch.ones_like(weights)}, kept)
 
     def effective(self, weights: Tensor, memory: Memory, now: Moment) -> Tensor:
@@ -82,7 +93,10 @@ class ProbMask:
             memory.kept["mask"] = top_k(probabilities, self.budget).to(weights.dtype)
 
     def mask(self, weights: Tensor, memory: Memory) -> Tensor:
-        """The ``budget`` most probable weights."""
+        """The ``budget`` most probable weights, or the run's one draw of them."""
+        probabilities = memory.learned["probabilities"].detach()
         if "mask" in memory.kept:
             return memory.kept["mask"].bool()
-        return top_k(memory.learned["probabilities"], self.budget)
+        if "draw" in memory.kept:
+            return memory.kept["draw"] < probabilities
+        return top_k(probabilities, self.budget)

@@ -49,7 +49,7 @@ class Plan:
     eps: float = 1e-12
     l2: float = 1e-3
     penalty_weight: float = 1e4
-    penalty_from: float = 2 / 15
+    penalty_from: float = 0.25
     penalty_to: float = 0.0
     divide_loss: bool = False
     precision: str = "fp32"
@@ -66,6 +66,7 @@ class Plan:
             ("l2", "0 or more", self.l2 >= 0),
             ("penalty_weight", "0 or more", self.penalty_weight >= 0),
             ("penalty_from", "a fraction of the run, in [0, 1]", 0 <= self.penalty_from <= 1),
+            ("penalty_to", "a fraction of the run, in [0, 1]", 0 <= self.penalty_to <= 1),
         ):
             if not holds:
                 raise SettingError(f"`{name}` must be {rule}; got {getattr(self, name)}.")
@@ -73,7 +74,7 @@ class Plan:
     def penalty_weight_at(self, step: int) -> float:
         """Lambda of one step: zero, then rising as ``lambda**t``, then constant."""
         start, end = self.penalty_from * self.steps, self.penalty_to * self.steps
-        if step < start:
+        if step < start or self.penalty_weight == 0:
             return 0.0
         return (
             self.penalty_weight ** min(1.0, (step - start) / (end - start))

@@ -1,0 +1,245 @@
+"""Claims about the training loop, its checkpoints, its schedules and its precision."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from makers import PLAN, SAMPLES, Problem, Run, assert_same_bits, plain_module
+from sparseirm.core import NonFiniteError, Outputs, SettingError
+from sparseirm.files import DamagedFileError
+from sparseirm.losses import BINARY
+from sparseirm.models import build
+from sparseirm.penalties import irmv1, rex
+from sparseirm.training.state import Plan
+
+close = torch.testing.assert_close
+STILL = Plan(steps=8, optimizer="sgd", lr=1.0, lr_schedule="constant", momentum=0.0)
+
+
+def assert_same_run(one: Run, other: Run, from_step: int = 0) -> None:
+    assert_same_bits(one.tensors, other.tensors)
+    assert_same_bits(one.state.buffers, other.state.buffers)
+    assert one.curve[from_step:] == other.curve
+
+
+# Resuming.
+
+
+@pytest.mark.parametrize("saved_at", [1, 2, 3, 4, 7, 11])  # the mask is decided in step 4
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize("batch_size", [None, 7])
+def test_a_resumed_run_ends_bit_for_bit_like_one_never_stopped(
+    saved_at: int, optimizer: str, batch_size: int | None, tmp_path: Path
+) -> None:
+    problem = Problem(plan=replace(PLAN, optimizer=optimizer), batch_size=batch_size)
+    whole = problem.train(tmp_path / "checkpoint", saved_at)
+    resumed = problem.train(tmp_path / "checkpoint", resume=True)
+    assert len(resumed.records) == PLAN.steps - saved_at
+    assert_same_run(whole, resumed, from_step=saved_at)
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
+    Problem(sparsifier="dense").train(tmp_path / "checkpoint", 3)
+    with pytest.raises(DamagedFileError, match=r"does not belong to this run .* delete it to start over"):
+        Problem().train(tmp_path / "checkpoint", resume=True)
+    with pytest.raises(DamagedFileError, match="does not belong to this run"):
+        Problem(plain_module, sparsifier="dense").train(tmp_path / "checkpoint", resume=True)
+
+
+# Randomness.
+
+
+@pytest.mark.parametrize("batch_size", [None, 7])
+def test_same_seed_same_bits_whatever_the_global_random_state(batch_size: int | None) -> None:
+    runs = []
+    for global_seed in (1, 2):
+        torch.manual_seed(global_seed)
+        runs.append(Problem(batch_size=batch_size).train())
+    assert_same_run(*runs)
+
+
+@pytest.mark.parametrize("batch_size", [None, 7])
+def test_another_seed_gives_another_run(batch_size: int | None) -> None:
+    one, other = (Problem(seed=seed, batch_size=batch_size).train() for seed in (0, 1))
+    assert one.curve != other.curve
+
+
+def test_training_leaves_the_global_random_state_alone() -> None:
+    torch.manual_seed(1)
+    undisturbed = torch.rand(3)
+    torch.manual_seed(1)
+    Problem(batch_size=7).train()
+    assert torch.equal(torch.rand(3), undisturbed)
+
+
+def test_training_leaves_the_precision_of_matrix_products_alone() -> None:
+    before = torch.backends.mkldnn.matmul.fp32_precision  # type: ignore[attr-defined]
+    Problem().train()
+    with pytest.raises(NonFiniteError):
+        Problem(penalty=lambda out: out.risks.sum() * math.nan).train()
+    assert torch.backends.mkldnn.matmul.fp32_precision == before  # type: ignore[attr-defined]
+
+
+# Oracle: the loss written out, and a loop written by hand.
+
+
+def parameters(run: Run, module: nn.Module) -> list[Tensor]:
+    """The run's trained tensors in the order of the module's parameters."""
+    tensors = {**run.network.layout.split(run.state.weights.detach()), **run.state.others}
+    return [tensors[name].detach() for name, _ in module.named_parameters()]
+
+
+def written_out(module: nn.Module, l2: float, penalty_weight: float, divisor: float) -> Tensor:
+    """(Mean risk + lambda * IRMv1 by double backward + l2 * sum of squares) / divisor."""
+    risks, slopes = [], []
+    for env in (0, 1):
+        members = SAMPLES.env == env
+        dummy = torch.ones((), requires_grad=True)
+        z, y = module(SAMPLES.x[members])[:, 0], SAMPLES.y[members].float()
+        risks.append(nn.functional.binary_cross_entropy_with_logits(dummy * z, y))
+        slopes += torch.autograd.grad(risks[-1], dummy, create_graph=True)
+    squares = torch.stack([p.square().sum() for p in module.parameters()]).sum()
+    penalty = torch.stack(slopes).square().mean()
+    return (torch.stack(risks).mean() + penalty_weight * penalty + l2 * squares) / divisor
+
+
+@pytest.mark.parametrize("divide_loss", [False, True])
+@pytest.mark.parametrize("l2", [0.0, 0.3])
+@pytest.mark.parametrize(("penalty_from", "acting"), [(0.0, True), (1.0, False)])
+def test_one_sgd_step_follows_the_gradient_of_the_loss_written_out(
+    divide_loss: bool, l2: float, penalty_from: float, acting: bool
+) -> None:
+    plan = replace(STILL, steps=1, penalty_weight=4.0, penalty_from=penalty_from, l2=l2)
+    problem = Problem(plain_module, replace(plan, divide_loss=divide_loss), "dense")
+    module = build(plain_module, seed=0)
+    weight = 4.0 if acting else 0.0
+    written_out(module, l2, weight, divisor=1 + weight if divide_loss else 1.0).backward()
+    for before, after in zip(module.parameters(), parameters(problem.train(), module), strict=True):
+        assert before.grad is not None
+        close(after, before.detach() - before.grad, rtol=1e-5, atol=1e-7)
+
+
+def test_twenty_steps_are_those_of_a_plain_pytorch_loop() -> None:
+    plan = Plan(steps=20, lr=0.01, eps=1e-8, l2=1e-2, penalty_weight=5.0, penalty_from=0.25)
+    module = build(plain_module, seed=0)
+    moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in module.parameters()]
+    for step in range(20):
+        loss = written_out(module, plan.l2, 5.0 if step >= 5 else 0.0, divisor=1.0)
+        gradients = torch.autograd.grad(loss, list(module.parameters()))
+        lr = 0.01 * (1 + math.cos(math.pi * step / 20)) / 2
+        for p, g, (m, v) in zip(module.parameters(), gradients, moments, strict=True):
+            m.mul_(0.9).add_(0.1 * g)
+            v.mul_(0.999).add_(0.001 * g * g)
+            spread = (v / (1 - 0.999 ** (step + 1))).sqrt() + 1e-8
+            p.data -= lr * m / (1 - 0.9 ** (step + 1)) / spread
+    run = Problem(plain_module, plan, "dense").train()
+    for by_hand, ours in zip(module.parameters(), parameters(run, module), strict=True):
+        close(ours, by_hand.detach(), rtol=1e-5, atol=1e-5)
+
+
+def test_a_sample_of_weight_two_trains_like_two_samples() -> None:
+    weight = torch.arange(len(SAMPLES)) % 2 + 1
+    weighted = replace(SAMPLES, weight=weight)
+    repeated = SAMPLES.take(torch.arange(len(SAMPLES)).repeat_interleave(weight))
+    one, other = (
+        Problem(plain_module, sparsifier="dense", batch=batch).train() for batch in (weighted, repeated)
+    )
+    close(one.state.weights, other.state.weights, rtol=1e-4, atol=1e-5)
+
+
+def test_a_record_holds_risk_and_penalty_before_the_update() -> None:
+    record = Problem(plain_module, sparsifier="dense").train().records[0]
+    logits = build(plain_module, seed=0)(SAMPLES.x)[:, 0].detach()
+    out = Outputs(logits, SAMPLES.y, SAMPLES.env, 2, BINARY)
+    assert record.step == 1
+    close(record.risk, out.risks.mean())
+    close(record.penalty, irmv1(out))
+
+
+# Schedules.
+
+
+def test_the_penalty_acts_from_its_step_on() -> None:
+    plan = replace(PLAN, steps=12, penalty_weight=3.0, penalty_from=0.25)
+    records = Problem(plan=plan).train().records
+    assert [record.penalty_weight for record in records] == [0.0] * 3 + [3.0] * 9
+    default = Plan()
+    assert [default.penalty_weight_at(step) for step in (0, 199, 200, 201)] == [0, 0, 1e4, 1e4]
+
+
+def test_the_penalty_may_rise_geometrically_to_its_full_weight() -> None:
+    rising = Plan(steps=10, penalty_weight=1e4, penalty_from=0.2, penalty_to=0.6)
+    weights = [rising.penalty_weight_at(step) for step in range(8)]
+    assert weights == pytest.approx([0, 0, 1, 10, 100, 1000, 1e4, 1e4])
+    without = replace(rising, penalty_weight=0.0)
+    assert [without.penalty_weight_at(step) for step in range(10)] == [0] * 10
+
+
+def test_the_learning_rate_falls_along_a_cosine_or_stays() -> None:
+    falling, constant = Plan(steps=10, lr=2.0), Plan(steps=10, lr=2.0, lr_schedule="constant")
+    assert [falling.lr_at(step) for step in (0, 5, 10)] == pytest.approx([2, 1, 0])
+    assert [constant.lr_at(step) for step in (0, 5, 10)] == [2, 2, 2]
+
+
+# Precision.
+
+
+@pytest.mark.parametrize("sparsifier", ["dense", "probmask"])
+def test_bf16_keeps_everything_but_the_products_in_float32_and_stays_near(sparsifier: str) -> None:
+    fp32, bf16 = (
+        Problem(plain_module, replace(PLAN, precision=p), sparsifier).train() for p in ("fp32", "bf16")
+    )
+    assert fp32.curve != bf16.curve
+    assert {record.risk.dtype for record in bf16.records} == {torch.float32}
+    assert {record.penalty.dtype for record in bf16.records} == {torch.float32}
+    for name, tensor in bf16.tensors.items():
+        assert tensor.dtype == fp32.tensors[name].dtype != torch.bfloat16, name
+    for one, other in zip(fp32.records, bf16.records, strict=True):
+        close(one.risk, other.risk, rtol=0.05, atol=0)
+
+
+# Errors.
+
+
+def test_a_risk_that_is_not_finite_stops_the_run_and_is_named() -> None:
+    spoiled = replace(SAMPLES, x=SAMPLES.x.masked_fill(SAMPLES.x > 2, float("nan")))
+    with pytest.raises(NonFiniteError, match=r"the risk became nan in step 1\. Lower `lr`"):
+        Problem(plain_module, batch=spoiled).train()
+
+
+def test_a_penalty_that_is_not_finite_stops_the_run_and_its_step_is_named() -> None:
+    seen: list[Tensor] = []
+
+    def fails_in_step_3(out: Outputs) -> Tensor:
+        seen.append(rex(out))
+        return seen[-1] + (math.inf if len(seen) == 3 else 0)
+
+    with pytest.raises(NonFiniteError, match=r"the penalty became inf in step 3\."):
+        Problem(penalty=fails_in_step_3).train()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"optimizer": "adamm"}, r"no optimizer is named 'adamm'\. Did you mean 'adam'"),
+        ({"lr_schedule": "linear"}, r"no lr_schedule is named 'linear'\..* Known: constant, cosine"),
+        ({"precision": "fp16"}, r"no precision is named 'fp16'"),
+        ({"steps": 0}, "`steps` must be at least 1; got 0"),
+        ({"lr": 0.0}, "`lr` must be positive; got 0.0"),
+        ({"lr": float("nan")}, "`lr` must be positive; got nan"),
+        ({"eps": -1e-8}, "`eps` must be positive"),
+        ({"momentum": 1.0}, r"`momentum` must be in \[0, 1\); got 1.0"),
+        ({"l2": -1}, "`l2` must be 0 or more; got -1"),
+        ({"penalty_weight": -1}, "`penalty_weight` must be 0 or more"),
+        ({"penalty_to": -0.5}, r"`penalty_to` must be a fraction of the run, in \[0, 1\]; got -0.5"),
+        ({"penalty_from": 1.5}, r"`penalty_from` must be a fraction of the run, in \[0, 1\]; got 1.5"),
+    ],
+)
+def test_a_plan_out_of_range_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        Plan(**settings)
