@@ -58,7 +58,13 @@ def recipe_of(method: str) -> st.SearchStrategy[Recipe]:
         **(sparse if METHODS[method].sparse else {}),
     }
     given_fields = st.fixed_dictionaries({}, optional=optional)  # type: ignore[arg-type]
-    return given_fields.map(lambda values: Recipe(method=method, **values))
+    return given_fields.map(lambda values: Recipe(method=method, **_useful(values, method)))
+
+
+def _useful(values: dict[str, Any], method: str) -> dict[str, Any]:
+    """SGD on dense weights leaves nothing for Adam's epsilon to act on, and such a recipe is refused."""
+    idle = values.get("optimizer") == "sgd" and not METHODS[method].sparse
+    return {name: value for name, value in values.items() if not (idle and name == "eps")}
 
 
 recipes = st.sampled_from(sorted(METHODS)).flatmap(recipe_of)
@@ -135,7 +141,6 @@ def test_the_key_is_the_same_for_a_default_and_the_default_written_out() -> None
     assert Recipe().key == Recipe(penalty="irmv1", sparsifier="probmask", penalty_weight=1e4).key
 
 
-@pytest.mark.xfail(strict=True, reason="1 and 1.0 are equal numbers but different JSON")
 @pytest.mark.parametrize("name", ["penalty_weight", "lr", "l2", "label_noise"])
 def test_equal_recipes_have_equal_keys(name: str) -> None:
     whole, real = Recipe(**{name: 1}), Recipe(**{name: 1.0})

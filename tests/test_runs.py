@@ -126,7 +126,6 @@ def test_a_run_may_be_interrupted_again_and_again(finished: Path, tmp_path: Path
     assert_same_result(finished, tmp_path)
 
 
-@pytest.mark.xfail(strict=True, reason="a half-taken step is saved as if it had not begun")
 def test_an_interrupt_in_the_middle_of_a_step_is_as_harmless(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -38,6 +38,7 @@ _PAPER: dict[str, Any] = {
     "optimizer": "adam",
     "lr": 4e-4,
     "lr_schedule": "cosine",
+    "momentum": 0.9,
     "eps": 1e-8,
     "l2": 1e-3,
     "penalty_weight": 1e4,

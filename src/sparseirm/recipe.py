@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 from sparseirm.core import Loss, Penalty, SettingError, Sparsifier
-from sparseirm.data import DATASETS, DataSet
+from sparseirm.data import DATASETS, DEFAULTS, DataSet
 from sparseirm.files import canonical, digest
 from sparseirm.losses import LOSSES
 from sparseirm.methods import METHODS, SETTINGS, Method
@@ -88,6 +88,14 @@ class Recipe:
     eval_every: int = 100
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        for field_ in fields(self):  # 1 and 1.0 are one number, and must have one key
+            value = getattr(self, field_.name)
+            if str(field_.type).startswith("float") and isinstance(value, int):
+                object.__setattr__(self, field_.name, float(value))
+        if self.correlations is not None:
+            object.__setattr__(self, "correlations", tuple(map(float, self.correlations)))
+
     def resolved(self) -> Recipe:
         """The same run with every default written out, and nothing in it that has no effect.
 
@@ -104,7 +112,7 @@ class Recipe:
         one_of("settings", self.settings, SETTINGS)
         method = lookup("method", METHODS, self.method)
         self._refuse_what_has_no_effect(method)
-        defaults, recipe = SETTINGS[self.settings], self
+        defaults, recipe = {**SETTINGS[self.settings], **DEFAULTS[self.data]}, self
         if method.sparse and self.density is None and self.budget is None:
             recipe = replace(recipe, density=defaults.get("density"), budget=defaults.get("budget"))
         unset = {name for name in defaults if getattr(recipe, name) is None}
@@ -116,11 +124,12 @@ class Recipe:
         if method.sparse:
             name = recipe.sparsifier or "probmask"
             options = defaults["sparsifier_options"] if name == "probmask" else {}
-            recipe = replace(
-                recipe, sparsifier=name, sparsifier_options={**options, **self.sparsifier_options}
-            )
+            options = {**options, **self.sparsifier_options}
+            recipe = replace(recipe, sparsifier=name, sparsifier_options=options)
             recipe._check_budget()
-            recipe.make_sparsifier(d=1 << 40, n_train=1 << 20)
+            made = recipe.make_sparsifier(d=1 << 40, n_train=1 << 20)
+            options = {f.name: getattr(made, f.name) for f in fields(made) if f.name != "budget"}  # type: ignore[arg-type]
+            recipe = replace(recipe, sparsifier_options=options)
         recipe.plan()
         for name, least in (("width", 1), ("eval_every", 1)):
             if getattr(recipe, name) < least:
@@ -145,8 +154,6 @@ class Recipe:
         """
         for name in payload:
             one_of("field of a recipe", name, [f.name for f in fields(Recipe)])
-        if "correlations" in payload:
-            payload = {**payload, "correlations": tuple(payload["correlations"])}
         return Recipe(**payload)
 
     @property
@@ -225,6 +232,8 @@ class Recipe:
             idle += ["weights_per_sample"]
         if self.optimizer != "sgd":
             idle += ["momentum"]
+        elif not method.sparse:
+            idle += ["eps"]
         return idle
 
     def _refuse_what_has_no_effect(self, method: Method) -> None:

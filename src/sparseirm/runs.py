@@ -105,7 +105,7 @@ def run(
     resume: bool = False,
     device: str = "cpu",
     on_step: Callable[[Record, list[Point]], None] = lambda record, trajectory: None,
-    checkpoint_seconds: float = 60.0,
+    checkpoint_seconds: float = 30.0,
 ) -> Result:
     """Carry out a recipe.
 
@@ -143,25 +143,28 @@ def run(
     state = start(net, sparsifier, plan, recipe.seed)
     trajectory, seconds = _restored(folder, state)
     begun = saved = time.monotonic()
+    whole = True  # False within a step, when weights and step number do not belong together
 
     def spent() -> float:
         return seconds + time.monotonic() - begun
 
     def after_step(state: State, record: Record) -> None:
-        nonlocal saved
+        nonlocal saved, whole
         last = record.step == plan.steps
         if last or record.step % recipe.eval_every == 0:
             trajectory.append(_point(net, sparsifier, state, data, recipe, record))
+        whole = True
         on_step(record, trajectory)
         if folder and not last and time.monotonic() - saved >= checkpoint_seconds:
             _save(folder, state, recipe, trajectory, spent())
             saved = time.monotonic()
+        whole = False
 
     batches = Batches(data.train.samples, len(data.train.names), recipe.batch_size, recipe.seed)
     try:
         train(net, batches, loss, recipe.make_penalty(), sparsifier, plan, state, recipe.seed, after_step)
     except KeyboardInterrupt:
-        if folder and state.step < plan.steps:
+        if folder and whole and state.step < plan.steps:
             _save(folder, state, recipe, trajectory, spent())
         raise
     mask = sparsifier.mask(state.weights.detach(), state.memory)

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -135,6 +136,20 @@ MATERIALS = {
     "digits": Material(_digits_pools, n_train=1200, train_per_val=1),
 }
 """The images that can be coloured."""
+
+
+def defaults(colouring: str, source: str) -> dict[str, Any]:
+    """What the arguments of a coloured data set are when they are not given.
+
+    >>> defaults("colored", "digits")
+    {'n_train': 1200, 'correlations': (0.9, 0.8, 0.1), 'label_noise': 0.25}
+    """
+    plan = COLOURINGS[colouring]
+    return {
+        "n_train": MATERIALS[source].n_train,
+        "correlations": plan.correlations,
+        "label_noise": plan.label_noise,
+    }
 
 
 def colored_mnist(
