@@ -50,7 +50,7 @@ def life(sparsifier: Sparsifier, steps: int = 100) -> list[tuple[Tensor, Memory]
     for step in range(steps):
         memory = copied(memory)
         disturb(sparsifier, weights, memory, moment(step, steps))
-        sparsifier.after_step(weights.detach(), memory, moment(step, steps))
+        sparsifier.after_step(weights.detach(), memory, moment(step, steps), gradient=None)
         seen.append((weights, memory))
     return seen
 
@@ -145,7 +145,7 @@ def test_it_is_dense_until_shrink_from_and_at_the_budget_from_shrink_to() -> Non
     totals = []
     for step in range(80):
         memory.learned["probabilities"] += 1  # every weight wants to be kept
-        probmask().after_step(weights.detach(), memory, moment(step))
+        probmask().after_step(weights.detach(), memory, moment(step), gradient=None)
         totals.append(float(memory.learned["probabilities"].sum()))
     assert totals[:21] == [D] * 21
     assert all(a > b for a, b in pairwise(totals[20:51]))

@@ -64,7 +64,8 @@ class Outputs:
         n_envs: number of environments; every one of them has a sample here.
         loss: the loss per sample.
         weight: ``(n,)`` non-negative sample weights, or None for equal ones.
-        features: ``(n, h)`` inputs of the last linear layer, or None if nobody asked for them.
+        features: ``(n, h)`` inputs of the last linear layer (the representation), or None without one.
+        parameters: the weights this pass ran with, for penalties on gradients.
         noise: source of randomness for penalties that draw, a function of seed and step only.
 
     Example:
@@ -81,6 +82,7 @@ class Outputs:
     loss: Loss
     weight: Tensor | None = None
     features: Tensor | None = None
+    parameters: tuple[Tensor, ...] = ()
     noise: Generator | None = None
 
     def env_mean(self, values: Tensor) -> Tensor:
@@ -215,10 +217,30 @@ class Sparsifier(Protocol):
         """The weights the network runs with in this training step, differentiable; one draw."""
         ...
 
-    def after_step(self, weights: Tensor, memory: Memory, now: Moment) -> None:
-        """What happens between two steps: projection, a new mask. Changes ``memory`` in place."""
+    def price(self, memory: Memory) -> Tensor | float:
+        """What the sparsifier adds to the loss, a scalar; 0.0 for most."""
+        ...
+
+    def after_step(
+        self, weights: Tensor, memory: Memory, now: Moment, gradient: Tensor | None
+    ) -> Tensor | None:
+        """What happens between two steps: projection, a new mask. Changes its arguments in place.
+
+        Args:
+            weights: ``(d,)`` weights after the optimiser's step.
+            memory: what the sparsifier carries.
+            now: the moment of the step just taken.
+            gradient: ``(d,)`` derivative of the loss by the effective weights, masked ones included.
+
+        Returns:
+            Bool ``(d,)``, the weights that start afresh and whose optimiser history is forgotten; or None.
+        """
         ...
 
     def mask(self, weights: Tensor, memory: Memory) -> Tensor:
         """The deterministic 0/1 mask of evaluation and export: bool, exactly ``budget`` ones."""
+        ...
+
+    def deploy(self, weights: Tensor, memory: Memory) -> Tensor:
+        """The effective weights of evaluation and export: zero wherever ``mask`` is."""
         ...

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -86,6 +87,29 @@ class Network:
 
     module: nn.Module
     layout: Layout
+
+    @contextmanager
+    def watched(self) -> Iterator[list[Tensor]]:
+        """Collect the representation: what the last linear layer is given while the context is open.
+
+        Yields a list that holds one tensor ``(n, h)``, float32, after a forward pass; it stays empty if the
+        module has no linear layer or its input has another number of dimensions.
+        """
+        seen: list[Tensor] = []
+        head = next((m for m in reversed(list(self.module.modules())) if isinstance(m, nn.Linear)), None)
+        if head is None:
+            yield seen
+            return
+
+        def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            if inputs[0].ndim == 2:
+                seen[:] = [inputs[0].float()]
+
+        handle = head.register_forward_pre_hook(note)
+        try:
+            yield seen
+        finally:
+            handle.remove()
 
     def parts(self) -> tuple[Tensor, Tensors, Tensors]:
         """Copies of the flat maskable weights, the other parameters, and the buffers."""

@@ -123,14 +123,30 @@ def _idx_pools(source: str, data_root: str | None) -> dict[str, Images]:
 
 
 def _digits_pools(data_root: str | None) -> dict[str, Images]:
-    """1,200, 297 and 300 digits of 8 x 8 pixels, shuffled first: the file is sorted by writer."""
-    pixels, labels = load_images("digits", data_root)
+    """1,200, 297 and 300 digits of 8 x 8 pixels."""
+    return _shuffled(load_images("digits", data_root), 1200, 297)
+
+
+def _small_pools(data_root: str | None) -> dict[str, Images]:
+    """MNIST's test file, which no other training or test split uses: 7,000, 1,000 and 2,000 images."""
+    pixels, labels = load_images("mnist_test", data_root)
+    return _shuffled((pixels[:, ::2, ::2], labels), 7000, 1000)
+
+
+def _shuffled(images: Images, n_train: int, n_val: int) -> dict[str, Images]:
+    """Three pools in a fixed random order: the files are sorted by writer."""
+    pixels, labels = images
     order = torch.randperm(len(labels), generator=generator(0, "digits pools"))
-    parts = {"train": order[:1200], "val": order[1200:1497], "test": order[1497:]}
+    parts = {
+        "train": order[:n_train],
+        "val": order[n_train : n_train + n_val],
+        "test": order[n_train + n_val :],
+    }
     return {part: (pixels[members], labels[members]) for part, members in parts.items()}
 
 
 MATERIALS = {
+    "mnist_small": Material(_small_pools, n_train=7000, train_per_val=7),
     "mnist": Material(partial(_idx_pools, "mnist"), n_train=20_000, train_per_val=10),
     "fashion_mnist": Material(partial(_idx_pools, "fashion_mnist"), n_train=20_000, train_per_val=10),
     "digits": Material(_digits_pools, n_train=1200, train_per_val=1),

@@ -70,8 +70,7 @@ def _named(names: tuple[str, ...], values: Tensor) -> dict[str, float]:
 
 def deployed(sparsifier: Sparsifier, state: State) -> Tensor:
     """Effective weights of the deterministic network: masked by exactly K ones. Shape ``(d,)``."""
-    weights = state.weights.detach()
-    return weights * sparsifier.mask(weights, state.memory)
+    return sparsifier.deploy(state.weights.detach(), state.memory)
 
 
 def undecided(memory: Memory, tolerance: float = 0.01) -> float | None:

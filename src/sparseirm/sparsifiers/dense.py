@@ -29,9 +29,17 @@ class Dense:
         """The weights themselves."""
         return weights
 
-    def after_step(self, weights: Tensor, memory: Memory, now: Moment) -> None:
+    def price(self, memory: Memory) -> float:
+        """Nothing is added to the loss."""
+        return 0.0
+
+    def after_step(self, weights: Tensor, memory: Memory, now: Moment, gradient: Tensor | None) -> None:
         """Nothing to do."""
 
     def mask(self, weights: Tensor, memory: Memory) -> Tensor:
         """All ones."""
         return torch.ones_like(weights, dtype=torch.bool)
+
+    def deploy(self, weights: Tensor, memory: Memory) -> Tensor:
+        """The weights under the mask, others zero."""
+        return weights * self.mask(weights, memory)

@@ -81,7 +81,11 @@ class ProbMask:
         temperature = linear(done, self.first_temperature, self.last_temperature)
         return gated(weights, probabilities, uniform(weights, now.noise), temperature, self.gradient_floor)
 
-    def after_step(self, weights: Tensor, memory: Memory, now: Moment) -> None:
+    def price(self, memory: Memory) -> float:
+        """Nothing is added to the loss."""
+        return 0.0
+
+    def after_step(self, weights: Tensor, memory: Memory, now: Moment, gradient: Tensor | None) -> None:
         """Project the probabilities onto the budget of the moment; fix the mask when it is time."""
         if "mask" in memory.kept:
             return
@@ -100,3 +104,7 @@ class ProbMask:
         if "draw" in memory.kept:
             return memory.kept["draw"] < probabilities
         return top_k(probabilities, self.budget)
+
+    def deploy(self, weights: Tensor, memory: Memory) -> Tensor:
+        """The weights under the mask, others zero."""
+        return weights * self.mask(weights, memory)

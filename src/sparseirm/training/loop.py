@@ -13,7 +13,7 @@ from sparseirm.data.environments import Batch, Batches
 from sparseirm.models import Network
 from sparseirm.randomness import generator, seed_of
 from sparseirm.training.precision import autocast, fast_matmul
-from sparseirm.training.state import Plan, State, clear_gradients, finite
+from sparseirm.training.state import Plan, State, clear_gradients, finite, forget
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,10 @@ def train(
             effective = sparsifier.effective(state.weights, state.memory, now)
             out = forward(network, state, effective, batch, batches.n_envs, loss, plan, now)
             risk, spread = out.risks.mean(), penalty(out)
-            descend(state, risk, spread, plan)
+            descend(state, risk, spread, sparsifier.price(state.memory), plan)
             with torch.no_grad():
-                sparsifier.after_step(state.weights, state.memory, now)
+                fresh = sparsifier.after_step(state.weights, state.memory, now, effective.grad)
+            forget(state, fresh)
             state.step += 1
             weight = plan.penalty_weight_at(now.step)
             on_step(state, Record(state.step, risk.detach(), spread.detach(), weight))
@@ -81,13 +82,24 @@ def forward(
     now: Moment,
 ) -> Outputs:
     """One forward pass of the masked network in training mode."""
-    with autocast(plan.precision, effective.device):
+    effective.retain_grad()
+    with autocast(plan.precision, effective.device), network.watched() as features:
         logits = network.logits(batch.x, effective, state.others, state.buffers, training=True)
-    return Outputs(logits, batch.y, batch.env, n_envs, loss, batch.weight, noise=now.noise)
+    return Outputs(
+        logits,
+        batch.y,
+        batch.env,
+        n_envs,
+        loss,
+        batch.weight,
+        features=features[0] if features else None,
+        parameters=(effective, *state.others.values()),
+        noise=now.noise,
+    )
 
 
-def descend(state: State, risk: Tensor, penalty: Tensor, plan: Plan) -> None:
-    """One optimiser step on ``risk + lambda * penalty``."""
+def descend(state: State, risk: Tensor, penalty: Tensor, price: Tensor | float, plan: Plan) -> None:
+    """One optimiser step on ``risk + lambda * penalty + price``."""
     bad = finite(risk=risk, penalty=penalty)
     if bad:
         raise NonFiniteError(
@@ -97,7 +109,7 @@ def descend(state: State, risk: Tensor, penalty: Tensor, plan: Plan) -> None:
     weight = plan.penalty_weight_at(state.step)
     scale = 1 / (1 + weight) if plan.divide_loss else 1.0
     clear_gradients(state)
-    torch.autograd.backward(scale * (risk + weight * penalty))
+    torch.autograd.backward(scale * (risk + weight * penalty) + price)
     for group in state.optimizers["weights"].param_groups:
         group["lr"], group["weight_decay"] = plan.lr_at(state.step), scale * 2 * plan.l2
     for optimizer in state.optimizers.values():

@@ -150,6 +150,15 @@ def clear_gradients(state: State) -> None:
         leaf.grad = None
 
 
+def forget(state: State, fresh: Tensor | None) -> None:
+    """Erase the optimiser's history of the maskable weights at ``fresh``, a bool ``(d,)`` or None."""
+    if fresh is None:
+        return
+    for slot in state.optimizers["weights"].state[state.weights].values():
+        if slot.shape == fresh.shape:
+            slot[fresh] = 0
+
+
 def finite(**quantities: Tensor) -> str | None:
     """Name of the first quantity that is not finite, or None.
 
