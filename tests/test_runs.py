@@ -131,10 +131,10 @@ def test_an_interrupt_in_the_middle_of_a_step_is_as_harmless(
 ) -> None:
     original: Callable[..., None] = ProbMask.after_step
 
-    def press(self: ProbMask, weights: Any, memory: Any, now: Any) -> None:
+    def press(self: ProbMask, weights: Any, memory: Any, now: Any, gradient: Any) -> None:
         if now.step == 6:
             signal.raise_signal(signal.SIGINT)
-        original(self, weights, memory, now)
+        original(self, weights, memory, now, gradient)
 
     with monkeypatch.context() as patch:
         patch.setattr(ProbMask, "after_step", press)

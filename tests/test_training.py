@@ -168,8 +168,8 @@ def test_the_penalty_acts_from_its_step_on() -> None:
     plan = replace(PLAN, steps=12, penalty_weight=3.0, penalty_from=0.25)
     records = Problem(plan=plan).train().records
     assert [record.penalty_weight for record in records] == [0.0] * 3 + [3.0] * 9
-    default = Plan()
-    assert [default.penalty_weight_at(step) for step in (0, 199, 200, 201)] == [0, 0, 1e4, 1e4]
+    paper = Plan(steps=1500, penalty_from=200 / 1500)
+    assert [paper.penalty_weight_at(step) for step in (0, 199, 200, 201)] == [0, 0, 1e4, 1e4]
 
 
 def test_the_penalty_may_rise_geometrically_to_its_full_weight() -> None:
