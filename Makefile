@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test lint test-slow clean
+.PHONY: demo test lint tables test-slow clean
 
 demo: $(READY)                ## the main job on bundled data, in under three minutes
 	$(BIN)/sparseirm demo --out out/demo
@@ -16,6 +16,9 @@ lint: $(READY)                ## style, types, import layers, docstrings
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	.venv/pydoclint/bin/pydoclint --quiet src
+
+tables: $(READY)              ## fill the documentation's tables from results/
+	$(BIN)/python -m sparseirm.experiments.pages README.md docs/*.md
 
 test-slow: $(READY)           ## checks that take minutes
 	$(BIN)/pytest -n 2 -m slow

@@ -15,6 +15,7 @@ from sparseirm.losses import BINARY, MULTICLASS, SQUARED
 from sparseirm.models import Network, build, network
 from sparseirm.penalties import irmv1
 from sparseirm.randomness import generator
+from sparseirm.registry import lookup
 from sparseirm.sparsifiers import SPARSIFIERS
 from sparseirm.training.checkpoint import load_state, save_state, tensors_of
 from sparseirm.training.loop import Record, train
@@ -35,12 +36,37 @@ def logits_and_labels(
     return logits, torch.randn(n, generator=noise, dtype=dtype)
 
 
-def outputs(loss: Loss, sizes: tuple[int, ...] = (7, 4, 2), dtype: torch.dtype = torch.float64) -> Outputs:
-    """Outputs of environments of the given, unequal sizes, in mixed order."""
+def toy_weights(loss: Loss, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
+    """Weights of the two-layer network of `outputs`: hidden, head, and the head's bias."""
+    k, noise = (4 if loss == MULTICLASS else 1), generator(0, "weights")
+    shapes = ((5, 3), (3, k), (k,))
+    return tuple(torch.randn(s, generator=noise, dtype=dtype).requires_grad_() for s in shapes)
+
+
+def outputs(
+    loss: Loss,
+    sizes: tuple[int, ...] = (7, 4, 2),
+    dtype: torch.dtype = torch.float64,
+    weights: tuple[Tensor, ...] | None = None,
+) -> Outputs:
+    """Outputs of a two-layer network on environments of the given, unequal sizes, in mixed order."""
     env = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
     env = env[torch.randperm(len(env), generator=generator(0, "env"))]
-    logits, y = logits_and_labels(loss, len(env), dtype=dtype)
-    return Outputs(logits, y, env, len(sizes), loss, noise=generator(0, "penalty"))
+    x = torch.randn(len(env), 5, generator=generator(0, "x"), dtype=dtype)
+    _, y = logits_and_labels(loss, len(env), dtype=dtype)
+    weights = weights or toy_weights(loss, dtype)
+    features = (x @ weights[0]).tanh()
+    logits = features @ weights[1] + weights[2]
+    return Outputs(
+        logits if loss == MULTICLASS else logits[:, 0],
+        y,
+        env,
+        len(sizes),
+        loss,
+        features=features,
+        parameters=weights,
+        noise=generator(0, "penalty"),
+    )
 
 
 def samples(sizes: tuple[int, ...] = (14, 10), n_inputs: int = 6) -> Batch:
@@ -62,8 +88,8 @@ def noisy_module() -> nn.Module:
 
 
 def sparsifier_named(name: str, d: int) -> Sparsifier:
-    """A sparsifier of the table that keeps a third of ``d`` weights, or all if it always does."""
-    return SPARSIFIERS[name](budget=d if name == "dense" else d // 3)
+    """A sparsifier by name that keeps a third of ``d`` weights, or all if it always does."""
+    return lookup("sparsifier", SPARSIFIERS, name)(budget=d if name == "dense" else d // 3)
 
 
 PLAN = Plan(steps=12, lr=0.01, penalty_weight=3.0, penalty_from=0.25)

@@ -1,32 +1,47 @@
-"""Claims about losses and penalties."""
+"""Contracts every penalty keeps; what each one computes is in test_penalty_oracles."""
 
 import inspect
 import re
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
-from sklearn.metrics import log_loss
 from torch import Tensor
 
-from makers import logits_and_labels, outputs
+from makers import PLAN, Problem, outputs, toy_weights
 from sparseirm.core import Loss, Outputs, Penalty
-from sparseirm.losses import BINARY, LOSSES, MULTICLASS, SQUARED
-from sparseirm.penalties import PENALTIES, irmv1, rex
+from sparseirm.losses import BINARY, LOSSES
+from sparseirm.penalties import PENALTIES, make
 from sparseirm.randomness import generator
 
-every_penalty = pytest.mark.parametrize("penalty", PENALTIES.values(), ids=PENALTIES)
+VARIANTS: dict[str, Penalty] = {
+    "bayesian, split": make("bayesian", split=True),
+    "groupdro, smooth": make("groupdro", temperature=0.3),
+    "eqrm, worst": make("eqrm", quantile=0.99),
+}
+MEMBERS = {**PENALTIES, **VARIANTS}
+ON_HALVES = {"irmv1_split", "bayesian, split"}
+"""Which half a sample falls in depends on its place, so these change with the order of the samples."""
+MAY_BE_NEGATIVE = {"bayesian, split"}
+"""Variants whose range is wider than that of their defaults."""
+
+every_penalty = pytest.mark.parametrize("name", MEMBERS)
+every_symmetric_penalty = pytest.mark.parametrize("name", [name for name in MEMBERS if name not in ON_HALVES])
 every_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 close = torch.testing.assert_close
 
 
+def value(name: str, out: Outputs) -> Tensor:
+    """The penalty of outputs, with the same draws in every call."""
+    return MEMBERS[name](replace(out, noise=generator(0)))
+
+
 def rows(out: Outputs, index: Tensor) -> Outputs:
-    """The same outputs at other samples, and a fresh source of randomness."""
+    """The same outputs at other samples."""
+    assert out.features is not None
     weight = None if out.weight is None else out.weight[index]
-    return replace(
-        out, logits=out.logits[index], y=out.y[index], env=out.env[index], weight=weight, noise=generator(0)
-    )
+    columns = {"logits": out.logits, "y": out.y, "env": out.env, "features": out.features}
+    return replace(out, weight=weight, **{name: column[index] for name, column in columns.items()})
 
 
 def weighted(out: Outputs) -> Outputs:
@@ -38,132 +53,96 @@ def weighted(out: Outputs) -> Outputs:
 
 @every_penalty
 @every_loss
-def test_a_penalty_is_a_finite_scalar_in_its_documented_range(penalty: Penalty, loss: Loss) -> None:
-    documented = re.search(r"Range \[?\(?([^,]+), ([^)\]]+)", inspect.getdoc(penalty) or "")
+def test_a_penalty_is_a_finite_scalar_in_its_documented_range(name: str, loss: Loss) -> None:
+    documented = re.search(r"Range \[?\(?([^,]+), ([^)\]]+)", inspect.getdoc(MEMBERS[name]) or "")
     assert documented, "the docstring says no range"
+    least = -torch.inf if name in MAY_BE_NEGATIVE else float(documented[1])
     for dtype in (torch.float32, torch.float64):
-        value = penalty(outputs(loss, dtype=dtype))
-        assert value.shape == ()
-        assert value.dtype == dtype
-        assert value.isfinite()
-        assert float(documented[1]) <= value <= float(documented[2])
+        penalty = value(name, outputs(loss, dtype=dtype))
+        assert penalty.shape == ()
+        assert penalty.dtype == dtype
+        assert penalty.isfinite()
+        assert least <= penalty <= float(documented[2])
 
 
 @every_penalty
 @every_loss
-def test_renaming_the_environments_changes_nothing(penalty: Penalty, loss: Loss) -> None:
+def test_a_single_environment_is_fine(name: str, loss: Loss) -> None:
+    assert value(name, outputs(loss, sizes=(6,))).isfinite()
+
+
+@every_penalty
+@every_loss
+def test_renaming_the_environments_changes_nothing(name: str, loss: Loss) -> None:
     out = outputs(loss)
-    close(penalty(replace(out, env=(out.env + 1) % 3)), penalty(out))
+    close(value(name, replace(out, env=(out.env + 1) % 3)), value(name, out))
 
 
-@every_penalty
+@every_symmetric_penalty
 @every_loss
-def test_the_order_of_the_samples_changes_nothing(penalty: Penalty, loss: Loss) -> None:
+def test_the_order_of_the_samples_changes_nothing(name: str, loss: Loss) -> None:
     out = weighted(outputs(loss))
     order = torch.randperm(len(out.y), generator=generator(1))
-    close(penalty(rows(out, order)), penalty(out))
+    close(value(name, rows(out, order)), value(name, out))
 
 
-@every_penalty
+@every_symmetric_penalty
 @every_loss
-def test_having_every_sample_twice_changes_nothing(penalty: Penalty, loss: Loss) -> None:
+def test_having_every_sample_twice_changes_nothing(name: str, loss: Loss) -> None:
     out = weighted(outputs(loss))
-    close(penalty(rows(out, torch.arange(len(out.y)).repeat(2))), penalty(out))
+    close(value(name, rows(out, torch.arange(len(out.y)).repeat(2))), value(name, out))
 
 
-@every_penalty
+@every_symmetric_penalty
 @every_loss
-def test_a_weight_of_three_is_having_the_sample_three_times(penalty: Penalty, loss: Loss) -> None:
+def test_a_weight_of_three_is_having_the_sample_three_times(name: str, loss: Loss) -> None:
     out = weighted(outputs(loss))
     assert out.weight is not None
     repeated = rows(out, torch.arange(len(out.y)).repeat_interleave(out.weight))
-    close(penalty(out), penalty(replace(repeated, weight=None)))
+    close(value(name, out), value(name, replace(repeated, weight=None)))
     close(out.risks, replace(repeated, weight=None).risks)
 
 
 @every_penalty
 @every_loss
-def test_the_gradient_is_that_of_finite_differences(penalty: Penalty, loss: Loss) -> None:
-    out = weighted(outputs(loss))
-    logits = out.logits.requires_grad_()
-    assert torch.autograd.gradcheck(
-        lambda z: penalty(replace(out, logits=z, noise=generator(0))), (logits,), eps=1e-6
-    )
+def test_a_weight_of_zero_is_not_having_the_sample(name: str, loss: Loss) -> None:
+    out = replace(outputs(loss), noise=None)
+    assert out.features is not None
+    extra = rows(out, torch.tensor([0, 5]))
+    both = {
+        field: torch.cat([getattr(out, field), getattr(extra, field)])
+        for field in ("logits", "y", "env", "features")
+    }
+    weight = torch.ones(len(both["y"]))
+    weight[-2:] = 0
+    close(MEMBERS[name](replace(out, weight=weight, **both)), MEMBERS[name](out))
 
 
-# Oracle: automatic differentiation, numpy, scikit-learn.
-
-
+@every_penalty
 @every_loss
-def test_the_slope_is_the_derivative_along_the_scale_of_the_logits(loss: Loss) -> None:
-    logits, y = logits_and_labels(loss, n=50)
-    scale = torch.ones(50, *[1] * (logits.ndim - 1), dtype=torch.float64, requires_grad=True)
-    (slope,) = torch.autograd.grad(loss.value(scale * logits, y).sum(), scale)
-    close(loss.slope(logits, y), slope.flatten(), rtol=1e-12, atol=1e-12)
+def test_the_gradient_by_the_weights_is_that_of_finite_differences(name: str, loss: Loss) -> None:
+    def penalty(*weights: Tensor) -> Tensor:
+        return value(name, weighted(outputs(loss, weights=weights)))
+
+    assert torch.autograd.gradcheck(penalty, toy_weights(loss), eps=1e-6)
 
 
-@every_loss
-def test_loss_and_slope_are_one_number_per_sample_and_finite_for_extreme_logits(loss: Loss) -> None:
-    logits, y = logits_and_labels(loss, n=50, dtype=torch.float32)
-    for value in (loss.value(1e4 * logits, y), loss.slope(1e4 * logits, y)):
-        assert value.shape == (50,)
-        assert value.isfinite().all()
+@every_penalty
+def test_draws_come_from_the_outputs_noise_alone(name: str) -> None:
+    out, before = outputs(BINARY), torch.get_rng_state()
+    first = value(name, out)
+    assert torch.equal(torch.get_rng_state(), before)
+    with torch.random.fork_rng():
+        torch.manual_seed(123)
+        assert torch.equal(value(name, out), first)
+    without = replace(out, noise=None)
+    assert torch.equal(MEMBERS[name](without), MEMBERS[name](without))
 
 
-def test_cross_entropies_are_those_of_scikit_learn() -> None:
-    logits, y = logits_and_labels(BINARY, n=50)
-    assert BINARY.value(logits, y).mean().item() == pytest.approx(log_loss(y, logits.sigmoid()))
-    logits, y = logits_and_labels(MULTICLASS, n=50)
-    assert MULTICLASS.value(logits, y).mean().item() == pytest.approx(log_loss(y, logits.softmax(1)))
-
-
-def test_predictions_are_the_most_probable_label_or_the_value_itself() -> None:
-    assert BINARY.predict(torch.tensor([-1.0, 2.0])).tolist() == [0, 1]
-    assert MULTICLASS.predict(torch.tensor([[0.0, 3.0, 1.0]])).tolist() == [1]
-    assert SQUARED.predict(torch.tensor([-1.5])).tolist() == [-1.5]
-
-
-@every_loss
-def test_irmv1_is_the_squared_gradient_of_a_dummy_classifier(loss: Loss) -> None:
-    out = outputs(loss)
-    squares = []
-    for env in range(out.n_envs):
-        members = out.env == env
-        dummy = torch.ones((), dtype=torch.float64, requires_grad=True)
-        risk = loss.value(dummy * out.logits[members], out.y[members]).mean()
-        squares.append(torch.autograd.grad(risk, dummy)[0] ** 2)
-    close(irmv1(out), torch.stack(squares).mean(), rtol=1e-12, atol=0)
-
-
-@every_loss
-def test_rex_is_numpy_s_variance_of_the_weighted_mean_losses(loss: Loss) -> None:
-    out = weighted(outputs(loss))
-    assert out.weight is not None
-    losses, weight, env = loss.value(out.logits, out.y).numpy(), out.weight.numpy(), out.env.numpy()
-    means = [np.average(losses[env == e], weights=weight[env == e]) for e in range(out.n_envs)]
-    assert rex(out).item() == pytest.approx(np.var(means), rel=1e-12)
-
-
-def test_a_mean_over_many_float32_samples_loses_no_digits() -> None:
-    n = 1 << 20
-    out = Outputs(torch.full((n,), 0.1), torch.zeros(n), torch.zeros(n, dtype=torch.long), 1, SQUARED)
-    close(out.risks, out.losses[:1], rtol=0, atol=0)
-
-
-# Theory: when a penalty is zero.
-
-
-def test_irmv1_is_zero_where_every_environment_s_log_odds_are_predicted() -> None:
-    env = torch.tensor([0] * 4 + [1] * 5)
-    y = torch.tensor([1, 0, 0, 0, 1, 1, 1, 1, 0])
-    rate = torch.tensor([1 / 4, 4 / 5], dtype=torch.float64)[env]
-    at_optimum = Outputs(rate.logit(), y, env, 2, BINARY)
-    close(irmv1(at_optimum), torch.zeros((), dtype=torch.float64))
-    assert irmv1(replace(at_optimum, logits=1.5 * rate.logit())) > 1e-3
-
-
-@every_loss
-def test_rex_is_zero_where_all_environments_hold_the_same_samples(loss: Loss) -> None:
-    logits, y = logits_and_labels(loss, n=5)
-    out = Outputs(torch.cat([logits] * 3), torch.cat([y] * 3), torch.arange(15) // 5, 3, loss)
-    close(rex(out), torch.zeros((), dtype=torch.float64))
+@every_penalty
+def test_a_penalty_changes_the_weights_of_a_masked_network_in_training(name: str) -> None:
+    plan = replace(PLAN, steps=3, penalty_from=0.0)
+    trained = Problem(plan=plan, penalty=MEMBERS[name]).train()
+    without = Problem(plan=replace(plan, penalty_weight=0.0), penalty=MEMBERS[name]).train()
+    assert trained.state.weights.isfinite().all()
+    assert not torch.equal(trained.state.weights, without.state.weights)

@@ -62,9 +62,10 @@ def recipe_of(method: str) -> st.SearchStrategy[Recipe]:
 
 
 def _useful(values: dict[str, Any], method: str) -> dict[str, Any]:
-    """SGD on dense weights leaves nothing for Adam's epsilon to act on, and such a recipe is refused."""
-    idle = values.get("optimizer") == "sgd" and not METHODS[method].sparse
-    return {name: value for name, value in values.items() if not (idle and name == "eps")}
+    """Without what such a recipe is refused for: epsilon without Adam, a penalty where it is given."""
+    drop = {"eps"} if values.get("optimizer") == "sgd" and not METHODS[method].sparse else set()
+    drop |= {"penalty"} if METHODS[method].penalty else set()
+    return {name: value for name, value in values.items() if name not in drop}
 
 
 recipes = st.sampled_from(sorted(METHODS)).flatmap(recipe_of)
@@ -105,6 +106,7 @@ CHANGES: dict[str, Any] = {
     "width": 64,
     "method": "sparseerm",
     "penalty": "rex",
+    "penalty_options": {"sd": 0.1},
     "density": 0.3,
     "budget": 500,
     "weights_per_sample": 2.0,
@@ -134,7 +136,8 @@ def test_every_field_with_a_choice_is_varied_here() -> None:
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_the_key_differs_if_any_field_differs(name: str) -> None:
-    assert replace(BASE, **{name: CHANGES[name]}).key != BASE.key
+    base = replace(BASE, penalty="bayesian") if name == "penalty_options" else BASE
+    assert replace(base, **{name: CHANGES[name]}).key != base.key
 
 
 def test_the_key_is_the_same_for_a_default_and_the_default_written_out() -> None:

@@ -15,6 +15,7 @@ from sparseirm.files import DamagedFileError
 from sparseirm.losses import BINARY
 from sparseirm.models import build
 from sparseirm.penalties import irmv1, rex
+from sparseirm.sparsifiers import SPARSIFIERS
 from sparseirm.training.state import Plan
 
 close = torch.testing.assert_close
@@ -41,6 +42,16 @@ def test_a_resumed_run_ends_bit_for_bit_like_one_never_stopped(
     resumed = problem.train(tmp_path / "checkpoint", resume=True)
     assert len(resumed.records) == PLAN.steps - saved_at
     assert_same_run(whole, resumed, from_step=saved_at)
+
+
+@pytest.mark.parametrize("saved_at", [1, 3, 8])  # masks are decided in step 3 or 9, if at all
+@pytest.mark.parametrize("sparsifier", SPARSIFIERS)
+def test_a_resumed_run_ends_like_one_never_stopped_with_every_sparsifier(
+    sparsifier: str, saved_at: int, tmp_path: Path
+) -> None:
+    problem = Problem(sparsifier=sparsifier, batch_size=7)
+    whole = problem.train(tmp_path / "checkpoint", saved_at)
+    assert_same_run(whole, problem.train(tmp_path / "checkpoint", resume=True), from_step=saved_at)
 
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:

@@ -208,8 +208,8 @@ def _first_line(box: str, arguments: Sequence[str]) -> str:
 
 def _variants(recipe: Recipe, methods: Sequence[str], penalties: Sequence[str]) -> Iterator[Recipe]:
     for method in methods:
-        invariant = lookup("method", METHODS, method).invariant
-        for penalty in penalties if invariant else (None,):
+        kind = lookup("method", METHODS, method)
+        for penalty in penalties if kind.invariant and not kind.penalty else (kind.penalty,):
             yield recipe.adapted(method, penalty)
 
 

@@ -15,12 +15,14 @@ class Method:
         invariant: whether it has a penalty.
         sparse: whether it has a sparsifier.
         gray: whether it trains and is evaluated without the spurious attribute.
+        penalty: the one penalty it is defined with, or None for a free choice.
     """
 
     summary: str
     invariant: bool
     sparse: bool
     gray: bool = False
+    penalty: str | None = None
 
 
 METHODS = {
@@ -30,6 +32,9 @@ METHODS = {
     ),
     "sparseerm": Method("sparse training on the mean risk", invariant=False, sparse=True),
     "irm": Method("dense training with an invariance penalty", invariant=True, sparse=False),
+    "bayesianirm": Method(
+        "dense training with Bayesian IRM's penalty", invariant=True, sparse=False, penalty="bayesian"
+    ),
     "sparseirm": Method("sparse training with an invariance penalty", invariant=True, sparse=True),
 }
 
@@ -61,11 +66,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
         **_PAPER,
         "lr": 6e-4,
         "eps": 1e-12,
-        "penalty_from": 0.25,
+        "penalty_from": 0.16,
         "density": None,
         "budget": "auto",
         "weights_per_sample": 1.5,
-        "sparsifier_options": {"shrink_to": 0.2, "decide_at": 0.25, "score_lr": 3e-2},
+        "sparsifier_options": {"shrink_to": 0.13, "decide_at": 0.16, "score_lr": 3e-2},
     },
     "paper": _PAPER,
     "released": {**_PAPER, "divide_loss": True},

@@ -11,7 +11,8 @@ from sparseirm.files import canonical, digest
 from sparseirm.losses import LOSSES
 from sparseirm.methods import METHODS, SETTINGS, Method
 from sparseirm.models import MODELS
-from sparseirm.penalties import PENALTIES
+from sparseirm.penalties import USUAL_WEIGHTS
+from sparseirm.penalties import make as make_penalty
 from sparseirm.registry import lookup, one_of
 from sparseirm.sparsifiers import SPARSIFIERS
 from sparseirm.training.state import Plan
@@ -32,8 +33,10 @@ class Recipe:
         label_noise: fraction of labels that are wrong, in [0, 1].
         model: network: mlp.
         width: hidden units of each of the mlp's two hidden layers.
-        method: erm, oracle, sparseerm, irm or sparseirm.
-        penalty: invariance penalty of irm and sparseirm: irmv1 or rex.
+        method: erm, oracle, sparseerm, irm, bayesianirm or sparseirm.
+        penalty: invariance penalty of irm and sparseirm: irmv1, rex, irmv1_split, bayesian, mmrex,
+            groupdro, eqrm, iga, fishr, coral, ib_irm or sd.
+        penalty_options: further settings of the penalty by name, such as n_draws 20 for bayesian.
         sparsifier: how the mask of a sparse method is found: probmask.
         density: fraction of the maskable weights KEPT, in (0, 1]. Give this or `budget`.
         budget: number of weights kept, or auto: `weights_per_sample` times the number of samples.
@@ -66,6 +69,7 @@ class Recipe:
     width: int = 390
     method: str = "sparseirm"
     penalty: str | None = None
+    penalty_options: dict[str, Option] = field(default_factory=dict)
     sparsifier: str | None = None
     density: float | None = None
     budget: int | Literal["auto"] | None = None
@@ -119,8 +123,19 @@ class Recipe:
         unset -= {*recipe._idle(method), "density", "budget"}
         recipe = replace(recipe, **{name: defaults[name] for name in unset})
         if method.invariant:
-            recipe = replace(recipe, penalty=recipe.penalty or "irmv1")
-            lookup("penalty", PENALTIES, str(recipe.penalty))
+            name = recipe.penalty or method.penalty or "irmv1"
+            if name != (method.penalty or name):
+                raise SettingError(
+                    f"method {self.method!r} is defined by the penalty {method.penalty!r}; got `penalty` "
+                    f"{name!r}. Leave it out, or choose irm."
+                )
+            weight = USUAL_WEIGHTS.get(name, recipe.penalty_weight)
+            recipe = replace(
+                recipe,
+                penalty=name,
+                penalty_weight=weight if self.penalty_weight is None else self.penalty_weight,
+            )
+            recipe.make_penalty()
         if method.sparse:
             name = recipe.sparsifier or "probmask"
             options = defaults["sparsifier_options"] if name == "probmask" else {}
@@ -174,7 +189,9 @@ class Recipe:
 
     def make_penalty(self) -> Penalty:
         """The penalty; one that is always zero for a method without."""
-        return lookup("penalty", PENALTIES, self.penalty) if self.penalty else lambda out: out.risks.sum() * 0
+        if self.penalty is None:
+            return lambda out: out.risks.sum() * 0
+        return make_penalty(self.penalty, **self.penalty_options)
 
     def make_sparsifier(self, d: int, n_train: int) -> Sparsifier:
         """The sparsifier for ``d`` maskable weights and ``n_train`` samples."""
@@ -217,15 +234,21 @@ class Recipe:
         """
         recipe = replace(self, method=method, penalty=penalty)
         drop: dict[str, Any] = {name: None for name in recipe._idle(lookup("method", METHODS, method))}
-        if "sparsifier_options" in drop:
-            drop["sparsifier_options"] = {}
+        drop |= {name: {} for name in drop if name.endswith("_options")}
         return replace(recipe, **drop)
 
     def _idle(self, method: Method) -> list[str]:
         """Fields that have no effect in this run."""
         idle = []
         if not method.invariant:
-            idle += ["penalty", "penalty_weight", "penalty_from", "penalty_to", "divide_loss"]
+            idle += [
+                "penalty",
+                "penalty_options",
+                "penalty_weight",
+                "penalty_from",
+                "penalty_to",
+                "divide_loss",
+            ]
         if not method.sparse:
             idle += ["sparsifier", "density", "budget", "weights_per_sample", "sparsifier_options"]
         elif self.budget != "auto" and (self.density is not None or self.budget is not None):

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparseirm.core import Layout, SettingError, Sparsifier, Tensors
+from sparseirm.core import SettingError, Sparsifier
 from sparseirm.data import Batches, DataSet
 from sparseirm.evaluation.metrics import Score, deployed, evaluate, undecided
 from sparseirm.files import read_json, read_tensors, write_json, write_tensors
@@ -172,7 +172,8 @@ def run(
         recipe, trajectory, net.layout.size, sparsifier.budget, int(mask.sum()), spent(), environment(place)
     )
     if folder:
-        write_tensors(folder / MODEL, module_tensors(net.layout, state, mask), {"recipe": recipe.to_json()})
+        tensors = {**net.layout.split(deployed(sparsifier, state)), **state.others, **state.buffers}
+        write_tensors(folder / MODEL, tensors, {"recipe": recipe.to_json()})
         write_json(folder / RESULT, result.to_json())
         (folder / CHECKPOINT).unlink(missing_ok=True)
     return result
@@ -192,11 +193,6 @@ def load_model(folder: Path | str, data: DataSet) -> nn.Module:
     module = _module(Recipe.from_json(note["recipe"]), data)
     module.load_state_dict(tensors)
     return module.eval()
-
-
-def module_tensors(layout: Layout, state: State, mask: torch.Tensor) -> Tensors:
-    """A module's ``state_dict`` with the mask folded in."""
-    return {**layout.split(state.weights.detach() * mask), **state.others, **state.buffers}
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -273,7 +269,7 @@ def _point(
         step=record.step,
         risk=float(record.risk),
         penalty=float(record.penalty),
-        density=float((weights != 0).float().mean()),
+        density=float(sparsifier.mask(state.weights.detach(), state.memory).float().mean()),
         undecided=undecided(state.memory),
         scores={name: evaluate(net, state, weights, split, loss) for name, split in data.splits.items()},
     )

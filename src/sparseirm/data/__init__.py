@@ -7,7 +7,13 @@ from typing import Any
 from sparseirm.data.colored import colored_mnist, defaults, full_colored_mnist
 from sparseirm.data.environments import Batch, Batches, DataSet, Split
 
-SHORT_NAMES = {"mnist": "mnist", "fashion": "fashion_mnist", "digits": "digits", "mnist_small": "mnist_small"}
+SHORT_NAMES = {
+    "mnist": "mnist",
+    "fashion": "fashion_mnist",
+    "digits": "digits",
+    "mnist_small": "mnist_small",
+    "parity": "mnist_parity",
+}
 
 DATASETS: dict[str, Callable[..., DataSet]] = {
     **{f"colored_{name}": partial(colored_mnist, source=source) for name, source in SHORT_NAMES.items()},

@@ -133,6 +133,17 @@ def _small_pools(data_root: str | None) -> dict[str, Images]:
     return _shuffled((pixels[:, ::2, ::2], labels), 7000, 1000)
 
 
+def _parity_pools(data_root: str | None) -> dict[str, Images]:
+    """Is the digit even? A problem to tune on: none of the last 10,000 images, which test the others.
+
+    The classes 0 and 9 stand for even and odd, so that class < 5 is the label here too.
+    """
+    parts = _idx_pools("mnist", data_root)
+    pixels, labels = parts["train"]
+    parts |= {"train": (pixels[:40_000], labels[:40_000]), "test": (pixels[40_000:], labels[40_000:])}
+    return {part: (pixels, labels % 2 * 9) for part, (pixels, labels) in parts.items()}
+
+
 def _shuffled(images: Images, n_train: int, n_val: int) -> dict[str, Images]:
     """Three pools in a fixed random order: the files are sorted by writer."""
     pixels, labels = images
@@ -146,6 +157,7 @@ def _shuffled(images: Images, n_train: int, n_val: int) -> dict[str, Images]:
 
 
 MATERIALS = {
+    "mnist_parity": Material(_parity_pools, n_train=20_000, train_per_val=10),
     "mnist_small": Material(_small_pools, n_train=7000, train_per_val=7),
     "mnist": Material(partial(_idx_pools, "mnist"), n_train=20_000, train_per_val=10),
     "fashion_mnist": Material(partial(_idx_pools, "fashion_mnist"), n_train=20_000, train_per_val=10),

@@ -92,15 +92,20 @@ def label(recipe: Recipe) -> str:
     >>> label(Recipe(method="irm", penalty="rex"))
     'IRM (rex)'
     """
-    names = {
-        "erm": "ERM",
-        "oracle": "Oracle",
-        "sparseerm": "SparseERM",
-        "irm": "IRM",
-        "sparseirm": "SparseIRM",
-    }
-    penalty = recipe.resolved().penalty
-    return names.get(recipe.method, recipe.method) + (f" ({penalty})" if penalty else "")
+    recipe = recipe.resolved()
+    name = METHOD_NAMES.get(recipe.method, recipe.method)
+    return f"{name} ({recipe.penalty})" if recipe.penalty else name
+
+
+METHOD_NAMES = {
+    "erm": "ERM",
+    "sparseerm": "SparseERM",
+    "irm": "IRM",
+    "bayesianirm": "BayesianIRM",
+    "sparseirm": "SparseIRM",
+    "oracle": "Oracle",
+}
+"""Name in recipes to name in print, in the order of tables."""
 
 
 def rows(results: Iterable[Result | None]) -> list[Row]:

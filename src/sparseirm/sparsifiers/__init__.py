@@ -4,8 +4,29 @@ from collections.abc import Callable
 
 from sparseirm.core import Sparsifier
 from sparseirm.sparsifiers.dense import Dense as Dense
+from sparseirm.sparsifiers.dynamic import SET as SET
+from sparseirm.sparsifiers.dynamic import RigL as RigL
+from sparseirm.sparsifiers.fixed import FixedMask as FixedMask
+from sparseirm.sparsifiers.fixed import RandomMask as RandomMask
+from sparseirm.sparsifiers.gmp import GradualMagnitude as GradualMagnitude
+from sparseirm.sparsifiers.l0 import HardConcrete as HardConcrete
 from sparseirm.sparsifiers.probmask import ProbMask as ProbMask
 from sparseirm.sparsifiers.projection import project as project
 from sparseirm.sparsifiers.projection import top_k as top_k
+from sparseirm.sparsifiers.soft_threshold import SoftThreshold as SoftThreshold
+from sparseirm.sparsifiers.structured import StructuredProbMask as StructuredProbMask
+from sparseirm.sparsifiers.topk import EdgePopup as EdgePopup
 
-SPARSIFIERS: dict[str, Callable[..., Sparsifier]] = {"dense": Dense, "probmask": ProbMask}
+SPARSIFIERS: dict[str, Callable[..., Sparsifier]] = {
+    "dense": Dense,
+    "probmask": ProbMask,
+    "structured": StructuredProbMask,
+    "topk": EdgePopup,
+    "gmp": GradualMagnitude,
+    "l0": HardConcrete,
+    "str": SoftThreshold,
+    "set": SET,
+    "rigl": RigL,
+    "random": RandomMask,
+}
+"""Name to ``(budget, **options) -> sparsifier``."""

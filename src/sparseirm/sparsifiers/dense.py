@@ -1,4 +1,4 @@
-"""No sparsity, and masks that never change."""
+"""No sparsity."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ProbMask: every weight is kept with a learned probability, under one global budget."""
+"""ProbMask: every weight is kept with a learned probability, under one budget."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from torch import Generator, Tensor
 from sparseirm.core import Layout, Memory, Moment, SettingError, accumulator
 from sparseirm.registry import one_of
 from sparseirm.schedules import cubic, linear
+from sparseirm.sparsifiers.budgets import best, layer_sizes, project_within
 from sparseirm.sparsifiers.gates import gated, uniform
-from sparseirm.sparsifiers.projection import project, top_k
+from sparseirm.sparsifiers.timing import decides, ordered, positive
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class ProbMask:
     trains these. All times are fractions of the run.
 
     Attributes:
-        budget: K, weights kept at the end, over all layers together.
+        budget: K, weights kept at the end.
         shrink_from: until then every weight is kept.
         shrink_to: from then on the budget holds.
         decide_at: from then on the mask is fixed; 1 leaves it random to the end, as the paper does.
@@ -34,6 +35,7 @@ class ProbMask:
         final: ``top_k`` evaluates and exports the ``budget`` most probable weights; ``sample`` one draw of
             the probabilities, as Algorithm 1 does, which keeps the budget only in expectation.
         gradient_floor: smallest ``s (1 - s)`` the gate's gradient divides by.
+        per_layer: keep the same fraction of every layer; by default all layers share the budget.
 
     Raises:
         SettingError: if the times are not in order within [0, 1] or a rate is not positive.
@@ -41,33 +43,29 @@ class ProbMask:
 
     budget: int
     shrink_from: float = 0.0
-    shrink_to: float = 0.2
-    decide_at: float = 0.25
+    shrink_to: float = 0.13
+    decide_at: float = 0.16
     score_lr: float = 3e-2
     first_temperature: float = 1.0
     last_temperature: float = 0.03
     gradient_floor: float = 1e-20
     final: str = "top_k"
+    per_layer: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.shrink_from <= self.shrink_to <= self.decide_at <= 1 or self.decide_at == 0:
-            raise SettingError(
-                "`shrink_from` <= `shrink_to` <= `decide_at` must hold in [0, 1] (fractions of the run), and "
-                "the mask cannot be decided before the first step; "
-                f"got {self.shrink_from}, {self.shrink_to}, {self.decide_at}."
-            )
+        ordered(self, "shrink_from", "shrink_to", "decide_at")
+        positive(self, "score_lr", "first_temperature", "last_temperature")
         one_of("final mask", self.final, ("top_k", "sample"))
         if self.final == "sample" and self.decide_at < 1:
             raise SettingError(
                 "`final` has no effect once the mask is decided; pass `decide_at=1` with sample."
             )
-        for name in ("score_lr", "first_temperature", "last_temperature"):
-            if not getattr(self, name) > 0:
-                raise SettingError(f"`{name}` must be positive; got {getattr(self, name)}.")
 
     def start(self, weights: Tensor, layout: Layout, noise: Generator) -> Memory:
         """Probability 1 for every weight."""
-        kept = {"multiplier": torch.zeros((), dtype=accumulator(weights.device), device=weights.device)}
+        kept = layer_sizes(layout, self.per_layer, weights.device)
+        shape = kept["sizes"].shape if self.per_layer else ()
+        kept["multiplier"] = torch.zeros(shape, dtype=accumulator(weights.device), device=weights.device)
         if self.final == "sample":
             kept["draw"] = uniform(weights, noise)
         return Memory({"probabilities": torch.ones_like(weights)}, kept)
@@ -89,12 +87,12 @@ class ProbMask:
         """Project the probabilities onto the budget of the moment; fix the mask when it is time."""
         if "mask" in memory.kept:
             return
-        probabilities = memory.learned["probabilities"]
+        probabilities, sizes = memory.learned["probabilities"], memory.kept.get("sizes")
         d = weights.numel()
-        kept = cubic(now.progress, self.shrink_from, self.shrink_to, d, self.budget)
-        memory.kept["multiplier"] = project(probabilities, kept, memory.kept["multiplier"])
-        if (now.step + 1) / now.steps >= self.decide_at and self.decide_at < 1:
-            memory.kept["mask"] = top_k(probabilities, self.budget).to(weights.dtype)
+        allowed = cubic(now.progress, self.shrink_from, self.shrink_to, d, self.budget)
+        memory.kept["multiplier"] = project_within(probabilities, allowed, memory.kept["multiplier"], sizes)
+        if decides(now, self.decide_at):
+            memory.kept["mask"] = best(probabilities, self.budget, sizes).to(weights.dtype)
 
     def mask(self, weights: Tensor, memory: Memory) -> Tensor:
         """The ``budget`` most probable weights, or the run's one draw of them."""
@@ -103,7 +101,7 @@ class ProbMask:
             return memory.kept["mask"].bool()
         if "draw" in memory.kept:
             return memory.kept["draw"] < probabilities
-        return top_k(probabilities, self.budget)
+        return best(probabilities, self.budget, memory.kept.get("sizes"))
 
     def deploy(self, weights: Tensor, memory: Memory) -> Tensor:
         """The weights under the mask, others zero."""

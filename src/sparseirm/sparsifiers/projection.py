@@ -84,9 +84,8 @@ def _excess(scores: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def top_k(scores: Tensor, k: int) -> Tensor:
     """Bool mask of exactly ``k`` ones at the largest scores; ties go to the earlier position.
 
-    Example:
-        >>> top_k(torch.tensor([0.5, 0.9, 0.5, 0.5]), 2).tolist()
-        [True, True, False, False]
+    >>> top_k(torch.tensor([0.5, 0.9, 0.5, 0.5]), 2).tolist()
+    [True, True, False, False]
     """
     if k <= 0:
         return torch.zeros_like(scores, dtype=torch.bool)

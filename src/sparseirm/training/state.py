@@ -49,7 +49,7 @@ class Plan:
     eps: float = 1e-12
     l2: float = 1e-3
     penalty_weight: float = 1e4
-    penalty_from: float = 0.25
+    penalty_from: float = 0.16
     penalty_to: float = 0.0
     divide_loss: bool = False
     precision: str = "fp32"

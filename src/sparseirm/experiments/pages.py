@@ -1,0 +1,55 @@
+"""Tables in Markdown pages, filled in from a result store: no number in the documentation is typed."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from sparseirm.experiments.store import Store
+from sparseirm.experiments.tables import METHOD_NAMES, markdown, rows
+from sparseirm.files import write_bytes
+from sparseirm.runs import Result
+
+MARK = re.compile(r"(<!-- table (\S+)((?: \w+=\S+)*) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def filled(page: str, root: Path) -> str:
+    """The page with every table made anew.
+
+    Args:
+        page: Markdown; a table stands between ``<!-- table STORE field=value ... -->`` and ``<!-- end -->``,
+            and shows the runs of that store whose recipes have these values, in the order of `METHOD_NAMES`.
+        root: what STORE is relative to.
+
+    Returns:
+        The page with the same text around its tables.
+    """
+
+    def table(found: re.Match[str]) -> str:
+        wanted = dict(pair.split("=") for pair in found[3].split())
+        results = [result for result in Store(root / found[2]).all() if _has(result, wanted)]
+        results.sort(key=_order)
+        return f"{found[1]}{markdown(rows(results))}{found[4]}"
+
+    return MARK.sub(table, page)
+
+
+def _order(result: Result) -> tuple[int, str, int]:
+    recipe = result.recipe
+    return [*METHOD_NAMES].index(recipe.method), recipe.penalty or "", recipe.seed
+
+
+def _has(result: Result, wanted: dict[str, str]) -> bool:
+    return all(str(getattr(result.recipe, name)) == value for name, value in wanted.items())
+
+
+def main(paths: Sequence[str]) -> None:
+    """Fill the tables of the named pages in place."""
+    for path in map(Path, paths):
+        write_bytes(path, filled(path.read_text(), Path.cwd()).encode())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
