@@ -24,6 +24,7 @@ from sparseirm.experiments.figures import comparison
 from sparseirm.experiments.store import Store
 from sparseirm.experiments.sweep import local, sweep
 from sparseirm.experiments.tables import HEADINGS, Row, cells, label, markdown, rows
+from sparseirm.experiments.theory import theory
 from sparseirm.files import write_bytes
 from sparseirm.methods import METHODS
 from sparseirm.recipe import Recipe
@@ -148,7 +149,12 @@ def demo(out: Path = Path("out/demo"), seeds: tuple[int, ...] = (0, 1, 2)) -> li
     return compare(Recipe(data="colored_digits"), seeds=seeds, store=out, out=out)
 
 
-COMMANDS: dict[str, Callable[..., Any]] = {"demo": demo, "train": train, "compare": compare}
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "demo": demo,
+    "train": train,
+    "compare": compare,
+    "theory": theory,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -55,21 +55,34 @@ def canonical(payload: Any) -> str:
 
 
 def write_json(path: Path, payload: dict[str, Any]) -> None:
-    """Write readable JSON with a checksum of its own content under ``sha256``.
+    """Write JSON, a line for each key, with a checksum of its own content under ``sha256``.
+
+    Args:
+        path: the file; one that exists is replaced, folders that are missing are made.
+        payload: plain data without a key ``sha256``; tuples come back as lists.
 
     Raises:
         ValueError: if the payload holds NaN or infinity, which JSON has no words for.
+        TypeError: if it holds something that is not plain data.
     """
     plain = json.loads(canonical(payload))
     sealed = {**plain, "sha256": digest(canonical(plain).encode())}
-    write_bytes(path, (json.dumps(sealed, indent=1, allow_nan=False) + "\n").encode())
+    lines = [f"{json.dumps(name)}: {json.dumps(value, allow_nan=False)}" for name, value in sealed.items()]
+    write_bytes(path, ("{\n" + ",\n".join(lines) + "\n}\n").encode())
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read what `write_json` wrote.
 
+    Args:
+        path: the file.
+
+    Returns:
+        The payload, without its checksum.
+
     Raises:
         DamagedFileError: if it is not JSON, or its checksum is missing or wrong.
+        OSError: if the file does not exist or cannot be read.
     """
     try:
         payload = json.loads(path.read_bytes())
@@ -82,7 +95,17 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_tensors(path: Path, tensors: Tensors, note: dict[str, Any]) -> None:
-    """Write tensors and a JSON note as one safetensors file with a checksum of both."""
+    """Write tensors and a JSON note as one safetensors file with a checksum of both.
+
+    Args:
+        path: the file; one that exists is replaced, folders that are missing are made.
+        tensors: tensors by name, on any device.
+        note: plain data.
+
+    Raises:
+        ValueError: if the note holds NaN or infinity.
+        TypeError: if it holds something that is not plain data.
+    """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = canonical(note)
     _, rest = _apart(save(plain))
@@ -92,8 +115,15 @@ def write_tensors(path: Path, tensors: Tensors, note: dict[str, Any]) -> None:
 def read_tensors(path: Path) -> tuple[Tensors, dict[str, Any]]:
     """Read what `write_tensors` wrote.
 
+    Args:
+        path: the file.
+
+    Returns:
+        The tensors by name, on the CPU, and the note.
+
     Raises:
         DamagedFileError: if the file is not safetensors, or its checksum is missing or wrong.
+        OSError: if the file does not exist or cannot be read.
     """
     content = path.read_bytes()
     try:

@@ -68,6 +68,12 @@ def maskable(module: nn.Module) -> Layout:
     That is the weights of linear, convolution, attention and embedding layers; biases and normalisation
     parameters, which have one dimension, always stay. A tied parameter counts once.
 
+    Args:
+        module: any module.
+
+    Returns:
+        Names and shapes of these parameters, in the order of the module; none if it has none.
+
     Example:
         >>> maskable(nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))).names
         ('0.weight',)
@@ -134,6 +140,12 @@ class Network:
 
 def network(module: nn.Module) -> Network:
     """The module as a `Network`, with every parameter of two or more dimensions maskable.
+
+    Args:
+        module: any module; it is not copied, and its parameters are never changed.
+
+    Returns:
+        The network. It runs with the weights it is handed, not with those of the module.
 
     Example:
         >>> net = network(nn.Linear(2, 1, bias=False))

@@ -103,6 +103,9 @@ class Recipe:
     def resolved(self) -> Recipe:
         """The same run with every default written out, and nothing in it that has no effect.
 
+        Returns:
+            A new recipe, whose fields without effect are None; its `key` is that of this one.
+
         Raises:
             SettingError: if a value is unknown or out of range, or an option would have no effect.
 
@@ -159,6 +162,12 @@ class Recipe:
     def from_json(payload: dict[str, Any]) -> Recipe:
         """The recipe of `to_json`.
 
+        Args:
+            payload: values of fields by name; fields left out keep their defaults.
+
+        Returns:
+            The recipe, not resolved: values are checked by `resolved`.
+
         Raises:
             SettingError: if a key is no field of a recipe.
 
@@ -177,7 +186,18 @@ class Recipe:
         return digest(canonical(self.resolved().to_json()).encode())[:16]
 
     def make_data(self, data_root: str | None = None) -> DataSet:
-        """The data set, read from ``data_root`` if it is not an embedded one."""
+        """The data set of a resolved recipe.
+
+        Args:
+            data_root: folder of the data files, for data sets that are not embedded.
+
+        Returns:
+            The data set, on the CPU; a function of the recipe's data settings, `method` and `seed`.
+
+        Raises:
+            SettingError: if the data set is unknown, one of its settings is out of range, or its files are
+                not to be had.
+        """
         return lookup("data", DATASETS, self.data)(
             n_train=self.n_train,
             correlations=self.correlations,
@@ -188,13 +208,32 @@ class Recipe:
         )
 
     def make_penalty(self) -> Penalty:
-        """The penalty; one that is always zero for a method without."""
+        """The penalty of a resolved recipe.
+
+        Returns:
+            The penalty with its options set; one that is always zero for a method without.
+
+        Raises:
+            SettingError: if the penalty or one of its options is unknown, or a value does not fit.
+        """
         if self.penalty is None:
             return lambda out: out.risks.sum() * 0
         return make_penalty(self.penalty, **self.penalty_options)
 
     def make_sparsifier(self, d: int, n_train: int) -> Sparsifier:
-        """The sparsifier for ``d`` maskable weights and ``n_train`` samples."""
+        """The sparsifier of a resolved recipe.
+
+        Args:
+            d: number of maskable weights of the model.
+            n_train: number of training samples, all environments together.
+
+        Returns:
+            The sparsifier with the budget of `count`; one that keeps all weights for a dense method.
+
+        Raises:
+            SettingError: if the sparsifier or one of its options is unknown, a value is out of range, or
+                the budget exceeds ``d``.
+        """
         if self.sparsifier is None:
             return SPARSIFIERS["dense"](budget=d)
         maker = lookup("sparsifier", SPARSIFIERS, self.sparsifier)
@@ -204,7 +243,19 @@ class Recipe:
         return maker(budget=self.count(d, n_train), **self.sparsifier_options)
 
     def count(self, d: int, n_train: int) -> int:
-        """K: how many of ``d`` maskable weights are kept with ``n_train`` training samples."""
+        """K: how many of ``d`` maskable weights are kept with ``n_train`` training samples.
+
+        Args:
+            d: number of maskable weights of the model.
+            n_train: number of training samples, all environments together; matters if `budget` is auto.
+
+        Returns:
+            ``density * d``, rounded, at least 1; or ``weights_per_sample * n_train``, rounded, from 1 to
+            ``d``, if `budget` is auto; else `budget`.
+
+        Raises:
+            SettingError: if `budget` exceeds ``d``, or neither `density` nor `budget` is set.
+        """
         if self.density is not None:
             return max(1, round(self.density * d))
         if self.budget == "auto":
@@ -217,7 +268,14 @@ class Recipe:
         return self.budget
 
     def plan(self) -> Plan:
-        """Length, optimiser and schedules of the run."""
+        """Length, optimiser and schedules of the run.
+
+        Returns:
+            The plan; fields that are None take the defaults of `Plan`.
+
+        Raises:
+            SettingError: if a value is unknown or out of range.
+        """
         given = {f.name: getattr(self, f.name) for f in fields(Plan)}
         return Plan(**{name: value for name, value in given.items() if value is not None})
 
@@ -227,6 +285,16 @@ class Recipe:
 
     def adapted(self, method: str, penalty: str | None = None) -> Recipe:
         """The same run with another method and penalty, without what that method has no use for.
+
+        Args:
+            method: name of the method.
+            penalty: name of the penalty, dropped if the method has none; None for the method's default.
+
+        Returns:
+            A new recipe, not resolved; settings that have no effect are None again.
+
+        Raises:
+            SettingError: if the method is unknown.
 
         Example:
             >>> Recipe(density=0.1).adapted("irm", "rex").density is None

@@ -15,6 +15,14 @@ T = TypeVar("T")
 def one_of(kind: str, name: str, known: Iterable[str]) -> str:
     """``name`` itself if it is known.
 
+    Args:
+        kind: what the name is of, for the message.
+        name: the name asked for.
+        known: all names there are.
+
+    Returns:
+        ``name``.
+
     Raises:
         SettingError: with the known names and the nearest one, if it is not.
 
@@ -34,6 +42,14 @@ def one_of(kind: str, name: str, known: Iterable[str]) -> str:
 
 def lookup(kind: str, table: Mapping[str, T], name: str) -> T:
     """The entry of a family's table, or of an installed package's entry point group ``sparseirm.{kind}``.
+
+    Args:
+        kind: the family, as in the entry point group and in the message.
+        table: the package's own entries by name; they go before entry points of the same name.
+        name: the name asked for.
+
+    Returns:
+        The entry, loaded if it comes from an entry point.
 
     Raises:
         SettingError: if neither knows the name.

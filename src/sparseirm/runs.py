@@ -122,7 +122,9 @@ def run(
         The result, which is also in ``out``.
 
     Raises:
-        SettingError: if the recipe cannot be run, or ``out`` holds another run.
+        SettingError: if the recipe cannot be run, its data files are not to be had, ``device`` cannot be
+            used, or ``out`` holds another run, any run without ``resume``, or a damaged file.
+        NonFiniteError: if risk or penalty become NaN or infinite.
 
     Example:
         >>> result = run(Recipe(method="erm", width=8, steps=20))
@@ -188,6 +190,11 @@ def load_model(folder: Path | str, data: DataSet) -> nn.Module:
 
     Returns:
         The module in evaluation mode. Its logits have shape ``(n, 1)`` for two classes.
+
+    Raises:
+        DamagedFileError: if the file is damaged.
+        OSError: if there is no such file.
+        RuntimeError: if ``data`` has samples of another shape, or another number of outputs.
     """
     tensors, note = read_tensors(Path(folder) / MODEL)
     module = _module(Recipe.from_json(note["recipe"]), data)

@@ -11,6 +11,16 @@ def cubic(progress: float, start: float, end: float, first: float, last: float) 
     ``last + (first - last) (1 - (t - start) / (end - start))**3``: Zhu & Gupta 2017 (arXiv:1710.01878),
     the density schedule of Algorithm 1.
 
+    Args:
+        progress: t, fraction of the run that is over, in [0, 1].
+        start: fraction of the run until which the value is ``first``.
+        end: fraction of the run from which it is ``last``; at ``start`` or before, it jumps there.
+        first: value at the start.
+        last: value at the end.
+
+    Returns:
+        The value at ``progress``, in the unit of ``first`` and ``last``.
+
     Example:
         >>> [round(cubic(t, 0.2, 0.6, 1.0, 0.1), 4) for t in (0.0, 0.2, 0.4, 0.6, 1.0)]
         [1.0, 1.0, 0.2125, 0.1, 0.1]

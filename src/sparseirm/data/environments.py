@@ -80,6 +80,9 @@ class DataSet:
         loss: name of the loss, a key of `sparseirm.losses.LOSSES`.
         n_outputs: number of logits per sample (1 for two classes and for regression).
         spurious_name: what the spurious attribute is, in words.
+
+    Raises:
+        SettingError: if a training environment has no samples.
     """
 
     name: str

@@ -38,6 +38,9 @@ def data_folder(data_root: str | None = None) -> Path:
         data_root: the folder; None takes it from the environment variable ``SPARSEIRM_DATA``, and if
             that is not set, ``sparseirm/data`` in the user's cache (``$XDG_CACHE_HOME`` or ``~/.cache``).
 
+    Returns:
+        The folder, with ``~`` replaced by the user's home; it need not exist.
+
     Example:
         >>> data_folder("somewhere").as_posix()
         'somewhere'

@@ -45,6 +45,9 @@ def evaluate(network: Network, state: State, weights: Tensor, split: Split, loss
         weights: ``(d,)`` effective weights, usually from `deployed`.
         split: the samples; empty environments are left out of the means.
         loss: the loss of the data set.
+
+    Returns:
+        The score: accuracies in percent, risks in the unit of the loss (nats, or squared units of ``y``).
     """
     with fast_matmul():
         pieces = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from sparseirm.files import read_json, write_json
 from sparseirm.recipe import Recipe
-from sparseirm.runs import RESULT, Result
+from sparseirm.runs import Result
 
 
 @dataclass(frozen=True)
@@ -71,11 +72,8 @@ class Store:
             yield folder
 
     def clear(self, recipe: Recipe) -> None:
-        """Remove the working folder of a run whose result is stored."""
-        folder = self.root / "work" / recipe.key
-        for name in (RESULT, "model.safetensors", "checkpoint.safetensors", "lock"):
-            (folder / name).unlink(missing_ok=True)
-        folder.rmdir()
+        """Remove the working folder of a run whose result is stored; to be called under its `claim`."""
+        shutil.rmtree(self.root / "work" / recipe.key, ignore_errors=True)
 
     def _path(self, kind: str, recipe: Recipe) -> Path:
         return self.root / kind / f"{recipe.key}.json"

@@ -47,6 +47,9 @@ def sweep(
 
     Returns:
         One result per recipe; None for one that failed, was not started, or is in another's hands.
+
+    Raises:
+        SettingError: if a recipe cannot be resolved (before anything runs), or a stored result is damaged.
     """
     missing = {recipe.key: recipe for recipe in recipes if store.get(recipe) is None}
     order = sorted(missing.values(), key=_cost, reverse=True)
@@ -69,14 +72,13 @@ def carry_out(
     with store.claim(recipe) as folder:
         if folder is None:
             return "not started: another process is running it"
-        if store.get(recipe) is not None:
-            return None
         try:
-            store.put(run(recipe, data_root=data_root, out=folder, resume=True))
+            if store.get(recipe) is None:
+                store.put(run(recipe, data_root=data_root, out=folder, resume=True))
         except (SettingError, NonFiniteError, MemoryError) as error:
             store.fail(recipe, f"{type(error).__name__}: {error}")
             return str(error)
-    store.clear(recipe)
+        store.clear(recipe)
     return None
 
 

@@ -47,6 +47,17 @@ def theory(out: Path = Path("out/theory"), quick: bool = False) -> TheoryReport:
         All numbers.
     """
     report = compute(quick)
+    publish(report, out)
+    return report
+
+
+def publish(report: TheoryReport, out: Path) -> None:
+    """Print the tables of a report, and write them, the figure and all numbers to a folder.
+
+    Args:
+        report: the numbers.
+        out: the folder.
+    """
     tables = sheets(report)
     console = Console(width=None if Console().is_terminal else 160)
     for sheet in tables:
@@ -62,4 +73,3 @@ def theory(out: Path = Path("out/theory"), quick: bool = False) -> TheoryReport:
     )
     figure = draw(report, out / "theory.svg")
     print(f"figure: {figure}, tables: {out / 'theory.md'}, numbers: {out / 'theory.json'}")
-    return report

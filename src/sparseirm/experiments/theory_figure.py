@@ -74,9 +74,13 @@ def _interpolation(axes: Axes, report: TheoryReport) -> None:
     axes.set(
         xlabel="features d per training sample, $d\\,/\\,(n_1+n_2)$", ylabel="loss $L(\\Phi)$", ylim=(0, None)
     )
-    height = axes.get_ylim()[1]
+    height = 1.25 * axes.get_ylim()[1]
+    axes.set_ylim(0, height)
     axes.text(
-        1.04, 0.5 * height, "more features\nthan samples:\nloss 0 without\nany invariant\nfeature", fontsize=9
+        1.04,
+        0.38 * height,
+        "more features\nthan samples:\nloss 0 without\nany invariant\nfeature",
+        fontsize=9,
     )
     axes.legend(frameon=False, fontsize=9, loc="upper right")
     _clean(axes, "Proposition 1, Corollary 1", f"n = {n} samples in each of two environments")
@@ -115,6 +119,7 @@ def _needed(axes: Axes, report: TheoryReport) -> None:
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda value, at: f"{value:g}")
     axes.set(xlabel="features d (logarithmic)", ylabel="samples n needed", ylim=(0, None))
+    axes.set_ylim(0, 1.25 * axes.get_ylim()[1])
     axes.legend(frameon=False, fontsize=9, loc="upper left")
     _clean(axes, "Do the samples needed grow like ln d?", f"n for probability {CONFIDENCE:g}; bars: 95 %")
 

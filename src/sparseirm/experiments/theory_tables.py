@@ -76,16 +76,18 @@ def _interpolation_sheet(report: TheoryReport) -> Sheet:
 def _probability_sheet(found: Identified) -> Sheet:
     case, trials = found.case, found.case.trials
     searched = "every mask tried" if found.exhaustive else "a part of the masks tried: upper bounds"
+    shown = range(len(case.sizes))[:: 1 if len(case.sizes) < 10 else 2]
     rows = []
     for d, needed, (low, high) in zip(case.dimensions, found.needed, found.interval, strict=True):
-        hits = (found.breaks > d).sum(0)
+        hits = (found.breaks > d).sum(0)[shown]
         cells = [f"{h / trials:.2f} [{_range(wilson(int(h), trials))}]" for h in hits]
         rows.append((str(d), *cells, f"{_number(needed)} [{_number(low)}, {_number(high)}]"))
     return Sheet(
         f"Theorem 1: {case.label}",
         f"Probability that the invariant mask is the strict minimiser, lambda = {case.penalty_weight:g}, "
-        f"{trials} draws, {searched}; Wilson's 95 % interval. Last column: n for probability {CONFIDENCE:g}.",
-        ("d", *(f"n = {n}" for n in case.sizes), f"n at {CONFIDENCE:g}"),
+        f"{trials} draws, {searched}; Wilson's 95 % interval. Last column: n for probability {CONFIDENCE:g}, "
+        "with its 95 % interval by bootstrap over draws; - if not among the n computed.",
+        ("d", *(f"n = {case.sizes[at]}" for at in shown), f"n at {CONFIDENCE:g}"),
         tuple(rows),
     )
 
@@ -132,7 +134,8 @@ def _weight_sheet(report: TheoryReport) -> Sheet:
         "What the penalty weight does",
         f"Probability that the invariant mask is the strict minimiser, d = {d}, half of the others spurious, "
         f"{case.trials} draws. Too small a weight prefers spurious features however many the samples; too "
-        "large a one prefers few features, since each costs lambda times its estimation error.",
+        "large a one prefers few features, since each costs lambda times its estimation error. "
+        "- means that no n computed is enough.",
         ("lambda", *(f"n = {n}" for n in case.sizes), f"n at {CONFIDENCE:g}"),
         rows,
     )

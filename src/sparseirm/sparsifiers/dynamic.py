@@ -116,7 +116,7 @@ class RigL(_Dynamic):
     All times are fractions of the run.
 
     Raises:
-        SettingError: if a value is out of range.
+        SettingError: if a value is out of range, or `after_step` is to grow weights without a gradient.
     """
 
     def growth(self, weights: Tensor, gradient: Tensor | None, noise: Generator) -> Tensor:

@@ -6,7 +6,15 @@ from sparseirm.core import Moment, SettingError
 
 
 def ordered(settings: object, *names: str) -> None:
-    """Refuse times of these names that do not follow each other in [0, 1], or a ``decide_at`` of 0."""
+    """Refuse times of these names that do not follow each other in [0, 1], or a ``decide_at`` of 0.
+
+    Args:
+        settings: what has them as attributes.
+        *names: the attributes, in the order their values must have; ``decide_at`` comes last.
+
+    Raises:
+        SettingError: if ``0 <= first <= ... <= last <= 1`` does not hold, or ``decide_at`` is 0.
+    """
     times = [getattr(settings, name) for name in names]
     chain = " <= ".join(f"`{name}`" for name in names)
     late = ", and the mask cannot be decided before the first step" if "decide_at" in names else ""
@@ -17,14 +25,30 @@ def ordered(settings: object, *names: str) -> None:
 
 
 def positive(settings: object, *names: str) -> None:
-    """Refuse settings of these names that are not positive."""
+    """Refuse settings of these names that are not positive.
+
+    Args:
+        settings: what has them as attributes.
+        *names: the attributes.
+
+    Raises:
+        SettingError: if one of them is 0, negative or NaN.
+    """
     for name in names:
         if not getattr(settings, name) > 0:
             raise SettingError(f"`{name}` must be positive; got {getattr(settings, name)}.")
 
 
 def within(settings: object, *names: str) -> None:
-    """Refuse settings of these names that do not lie strictly between 0 and 1."""
+    """Refuse settings of these names that do not lie strictly between 0 and 1.
+
+    Args:
+        settings: what has them as attributes.
+        *names: the attributes.
+
+    Raises:
+        SettingError: if one of them does not.
+    """
     for name in names:
         if not 0 < getattr(settings, name) < 1:
             raise SettingError(f"`{name}` must be between 0 and 1; got {getattr(settings, name)}.")

@@ -22,8 +22,16 @@ def save_state(path: Path, state: State, note: dict[str, Any]) -> None:
 def load_state(path: Path, state: State) -> dict[str, Any]:
     """Fill ``state`` (made by `sparseirm.training.state.start`) from a file; return the note.
 
+    Args:
+        path: a file of `save_state`.
+        state: a state of the same network, sparsifier and plan; changed in place, on its device.
+
+    Returns:
+        The note that was saved with it.
+
     Raises:
-        DamagedFileError: if the file is damaged or does not fit the state.
+        DamagedFileError: if the file is damaged or does not fit the state, which may then be half filled.
+        OSError: if the file does not exist or cannot be read.
     """
     tensors, note = read_tensors(path)
     step = note.pop("step")

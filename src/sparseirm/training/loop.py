@@ -49,6 +49,20 @@ def train(
     All randomness is a function of ``seed`` and the step, so a run that starts from a saved state ends
     bit for bit like one that was never stopped.
 
+    Args:
+        network: the network; its weights are those of ``state``.
+        batches: the samples of every step.
+        loss: the loss per sample.
+        penalty: what is added to the risk, times the plan's weight of the step.
+        sparsifier: how the weights are masked.
+        plan: number of steps, optimiser and schedules.
+        state: where to start, usually from `sparseirm.training.state.start`; changed in place.
+        seed: seed of gates, dropout and the penalty's draws; the batches have their own.
+        on_step: called after every step with the state it led to and its record.
+
+    Returns:
+        ``state``, after ``plan.steps`` steps; at once if it has taken as many.
+
     Raises:
         NonFiniteError: if risk or penalty become NaN or infinite; names step and quantity.
     """
@@ -99,7 +113,18 @@ def forward(
 
 
 def descend(state: State, risk: Tensor, penalty: Tensor, price: Tensor | float, plan: Plan) -> None:
-    """One optimiser step on ``risk + lambda * penalty + price``."""
+    """One optimiser step on ``risk + lambda * penalty + price``.
+
+    Args:
+        state: weights, optimisers and number of the step; its weights are changed in place.
+        risk: ``()``, mean over environments of their risks.
+        penalty: ``()``, unweighted.
+        price: ``()`` or 0, what the sparsifier adds to the loss; never divided by ``1 + lambda``.
+        plan: lambda, learning rate and L2 weight of the step.
+
+    Raises:
+        NonFiniteError: if risk or penalty are NaN or infinite; nothing is changed then.
+    """
     bad = finite(risk=risk, penalty=penalty)
     if bad:
         raise NonFiniteError(
