@@ -104,7 +104,7 @@ class Recipe:
         """The same run with every default written out, and nothing in it that has no effect.
 
         Returns:
-            A new recipe, whose fields without effect are None; its `key` is that of this one.
+            A new recipe, whose fields without effect are None or empty; its `key` is that of this one.
 
         Raises:
             SettingError: if a value is unknown or out of range, or an option would have no effect.
@@ -203,7 +203,7 @@ class Recipe:
             correlations=self.correlations,
             label_noise=self.label_noise,
             seed=self.seed,
-            gray=METHODS[self.method].gray,
+            gray=lookup("method", METHODS, self.method).gray,
             data_root=data_root,
         )
 
@@ -291,7 +291,7 @@ class Recipe:
             penalty: name of the penalty, dropped if the method has none; None for the method's default.
 
         Returns:
-            A new recipe, not resolved; settings that have no effect are None again.
+            A new recipe, not resolved; settings that have no effect are None or empty.
 
         Raises:
             SettingError: if the method is unknown.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from sparseirm.files import read_json, write_json
 from sparseirm.recipe import Recipe
@@ -62,14 +63,16 @@ class Store:
         """Take a run for this process: its working folder, or None if another process has it."""
         folder = self.root / "work" / recipe.key
         folder.mkdir(parents=True, exist_ok=True)
-        lock = folder / "lock"
-        with lock.open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield None
-                return
+        lock = FileLock(folder / "lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            yield None
+            return
+        try:
             yield folder
+        finally:
+            lock.release()
 
     def clear(self, recipe: Recipe) -> None:
         """Remove the working folder of a run whose result is stored; to be called under its `claim`."""
