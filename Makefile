@@ -1,6 +1,7 @@
 PYTHON ?= python3
-BIN := .venv/bin
-READY := .venv/.ready
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
 
 .PHONY: demo test lint tables test-slow clean
 
@@ -15,7 +16,7 @@ lint: $(READY)                ## style, types, import layers, docstrings
 	$(BIN)/ruff check src tests
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	.venv/pydoclint/bin/pydoclint --quiet src
+	$(VENV)/pydoclint/bin/pydoclint --quiet src
 
 tables: $(READY)              ## fill the documentation's tables from results/
 	$(BIN)/python -m sparseirm.experiments.pages README.md docs/*.md
@@ -24,11 +25,11 @@ test-slow: $(READY)           ## checks that take minutes
 	$(BIN)/pytest -n 2 -m slow
 
 $(READY): pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --editable ".[dev]"
-	$(PYTHON) -m venv .venv/pydoclint
-	.venv/pydoclint/bin/pip install --quiet "pydoclint>=0.6"
+	$(PYTHON) -m venv $(VENV)/pydoclint
+	$(VENV)/pydoclint/bin/pip install --quiet "pydoclint>=0.6"
 	touch $(READY)
 
 clean:                        ## remove the environment and all outputs
-	rm -rf .venv out
+	rm -rf $(VENV) out

@@ -73,25 +73,63 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
         (["train", "--penalty", "rexx"], "no penalty is named 'rexx'. Did you mean 'rex'?"),
         (["train", "--n-trai", "5"], "Unrecognized options: --n-trai, 5. Did you mean --n-train?"),
         (["train", "--n-train", "many"], "from ['many']"),
-        (["train", "--method", "irm", "--density", "0.1"], "`density` has no effect with method 'irm'"),
+        (
+            ["train", "--method", "irm", "--density", "0.1"],
+            "`density` has no effect: method 'irm' keeps every weight",
+        ),
         (["train", "--steps", "0"], "`steps` must be at least 1; got 0."),
         (["train", "--batch-size", "1"], "`batch_size` must lie between the number of environments (2)"),
         (["train", "--device", "nowhere"], "`device` 'nowhere' cannot be used here"),
         (["train", "--sparsifier-options", "decide", "1"], "Did you mean 'decide_at'?"),
-        (["train", "--data", "colored_mnist", "--data-root", "/nonexistent/place"], "--data-root"),
+        (["train", "--sparsifier", "dense"], "`sparsifier` dense keeps every weight"),
+        (["train", "--sparsifier-options", "score_lr", "fast"], "must be of type float"),
+        (
+            ["train", "--penalty", "rex", "--penalty-options", "sd", "1"],
+            "penalty 'rex' has no options; got 'sd'",
+        ),
+        (["train", "--device", "meta"], "`device` 'meta' cannot be used here"),
+        (["compare", "--workers", "-1"], "`workers` must be at least 1"),
+        (["compare", "--seeds", "0", "0"], "`seeds` must name each one once"),
+        (
+            ["compare", "--methods", "erm", "oracle", "--density", "0.1"],
+            "`density` has no effect with methods",
+        ),
+        (["compare", "--method", "erm"], "give `methods`"),
         (["compare", "--methods", "magic"], "no method is named 'magic'"),
         (["fly"], "Unrecognized options: fly"),
         ([], "Expected one of {demo, train, compare, theory}."),
     ],
 )
 def test_a_bad_value_gives_one_helpful_line_and_exit_code_2(
-    flags: list[str], line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    flags: list[str],
+    line: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nothing is downloaded in this test
+    monkeypatch.chdir(tmp_path)
     assert main(flags) == 2
     error = capsys.readouterr().err
     assert line in error and error.startswith("sparseirm: ")
     assert error.count("\n") == 1 and "Traceback" not in error
+
+
+def test_an_out_that_cannot_be_written_is_found_before_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("precious")
+    assert main(["train", *QUICK, "--steps", "1000000", "--out", str(tmp_path / "file")]) == 2
+    assert "cannot be written to" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_options_of_any_type_can_be_given_on_the_command_line(tmp_path: Path) -> None:
+    penalty = ["--penalty", "bayesian", "--penalty-options", "n_draws", "3", "split", "True"]
+    sparsifier = ["--sparsifier-options", "per_layer", "True", "decide_at", "1"]
+    assert main(["train", *QUICK, *penalty, *sparsifier, "--out", str(tmp_path)]) == 0
+    recipe = read_json(tmp_path / "result.json")["recipe"]
+    assert recipe["penalty_options"] == {"sd": 0.06, "n_draws": 3, "split": True}
+    assert recipe["sparsifier_options"]["per_layer"] is True
 
 
 def test_out_is_never_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

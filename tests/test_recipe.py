@@ -212,7 +212,10 @@ def test_recipes_make_what_they_name() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"method": "erm", "penalty": "rex"}, "`penalty` has no effect .*'erm'.* got rex. Leave it out"),
+        (
+            {"method": "erm", "penalty": "rex"},
+            "`penalty` has no effect: method 'erm' has no penalty; got rex. Leave it out",
+        ),
         ({"method": "sparseerm", "penalty_weight": 0.0}, "`penalty_weight` has no effect"),
         ({"method": "oracle", "penalty_from": 0.1}, "`penalty_from` has no effect"),
         ({"method": "erm", "divide_loss": False}, "`divide_loss` has no effect"),
@@ -221,7 +224,7 @@ def test_recipes_make_what_they_name() -> None:
         ({"method": "irm", "budget": "auto"}, "`budget` has no effect"),
         ({"method": "irm", "sparsifier_options": {"decide_at": 1}}, "`sparsifier_options` has no effect"),
         ({"density": 0.5, "weights_per_sample": 1.0}, "`weights_per_sample` has no effect"),
-        ({"momentum": 0.9}, "`momentum` has no effect .* 'adam'"),
+        ({"momentum": 0.9}, "`momentum` has no effect: only sgd has one"),
         ({"density": 5}, r"`density` must be in \(0, 1\].* got 5. For 5 per cent pass 0.05."),
         ({"density": 0.0}, r"`density` must be in \(0, 1\].* got 0\.$"),
         ({"density": float("nan")}, r"`density` must be in \(0, 1\]"),

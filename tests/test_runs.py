@@ -126,13 +126,14 @@ def test_a_run_may_be_interrupted_again_and_again(finished: Path, tmp_path: Path
     assert_same_result(finished, tmp_path)
 
 
+@pytest.mark.parametrize("step", [0, 6])
 def test_an_interrupt_in_the_middle_of_a_step_is_as_harmless(
-    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    step: int, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original: Callable[..., None] = ProbMask.after_step
 
     def press(self: ProbMask, weights: Any, memory: Any, now: Any, gradient: Any) -> None:
-        if now.step == 6:
+        if now.step == step:
             signal.raise_signal(signal.SIGINT)
         original(self, weights, memory, now, gradient)
 

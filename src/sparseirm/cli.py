@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -97,8 +97,8 @@ def compare(
 
     Args:
         recipe: what all runs have in common.
-        methods: methods to compare: erm, oracle, sparseerm, irm, sparseirm.
-        penalties: penalties of the methods that have one: irmv1, rex.
+        methods: methods to compare, as in `--method`.
+        penalties: penalties of the methods that have a choice, as in `--penalty`.
         seeds: one run each.
         data_root: folder of the data files; the variable SPARSEIRM_DATA otherwise.
         store: folder of the results.
@@ -108,12 +108,7 @@ def compare(
     Returns:
         One row per method and penalty, with its results.
     """
-    for name, instead in (("method", "methods"), ("penalty", "penalties"), ("seed", "seeds")):
-        if getattr(recipe, name) != getattr(DEFAULT, name):
-            raise SettingError(f"`{name}` has no effect in a comparison; give `{instead}`.")
-    recipes = [
-        replace(variant, seed=seed) for variant in _variants(recipe, methods, penalties) for seed in seeds
-    ]
+    recipes = _variants(recipe, methods, penalties, seeds)
     with _bar("all", len(recipes), unit="runs") as advance, local(workers) as pool:
 
         def on_done(recipe: Recipe, failure: str | None) -> None:
@@ -124,7 +119,7 @@ def compare(
         found = sweep(recipes, Store(store), pool, data_root, on_done)
     table = rows(found)
     if not table:
-        raise SettingError("no run finished; the reasons are above and in the store's folder `failed`.")
+        raise SettingError(f"no run finished; the reasons are in {store / 'failed'}.")
     Console(width=100).print(_table(table))
     write_bytes(out / "compare.md", markdown(table).encode())
     figure = comparison(table, f"{recipe.data}: seen and unseen environments", out / "compare.svg")
@@ -165,8 +160,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("sparseirm:", " ".join(str(error).split()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("sparseirm: stopped. `train --resume` and `compare` go on from here.", file=sys.stderr)
+        print("sparseirm: stopped. `train --resume` with `--out`, and `compare`, go on.", file=sys.stderr)
         return 130
+    except OSError as error:
+        print(f"sparseirm: {error}", file=sys.stderr)
+        return 2
     return 0
 
 
@@ -203,7 +201,7 @@ def _later(command: Callable[..., Any]) -> Callable[..., Callable[[], Any]]:
 def _first_line(box: str, arguments: Sequence[str]) -> str:
     """The point of tyro's framed message, on one line."""
     lines = [re.sub(r"^[-─]+$", "", line.strip("│|╭╮╰╯+─ ")) for line in box.splitlines()]
-    title = next(at for at, line in enumerate(lines) if line)
+    title = next((at for at, line in enumerate(lines) if line), 0)
     body = itertools.dropwhile(lambda line: not line, lines[title + 1 :])
     first = " ".join(itertools.takewhile(bool, body))
     near = next((line.split()[0] for line in lines if line.startswith("--")), None)
@@ -212,11 +210,32 @@ def _first_line(box: str, arguments: Sequence[str]) -> str:
     return f"{first.rstrip('.')}.{hint} See `sparseirm {command} --help`.".replace("  ", " ")
 
 
-def _variants(recipe: Recipe, methods: Sequence[str], penalties: Sequence[str]) -> Iterator[Recipe]:
-    for method in methods:
-        kind = lookup("method", METHODS, method)
-        for penalty in penalties if kind.invariant and not kind.penalty else (kind.penalty,):
-            yield recipe.adapted(method, penalty)
+def _variants(
+    recipe: Recipe, methods: Sequence[str], penalties: Sequence[str], seeds: Sequence[int]
+) -> list[Recipe]:
+    """All runs of a comparison.
+
+    Raises:
+        SettingError: if a list is empty or repeats itself, or a setting has no effect in any of the runs.
+    """
+    for name, instead in (("method", "methods"), ("penalty", "penalties"), ("seed", "seeds")):
+        if getattr(recipe, name) != getattr(DEFAULT, name):
+            raise SettingError(f"`{name}` has no effect in a comparison; give `{instead}`.")
+    for name, given in (("methods", methods), ("penalties", penalties), ("seeds", seeds)):
+        if not given or len(set(given)) < len(given):
+            raise SettingError(f"`{name}` must name each one once, and at least one; got {list(given)}.")
+    kinds = [(method, lookup("method", METHODS, method)) for method in methods]
+    variants = [
+        recipe.adapted(method, penalty)
+        for method, kind in kinds
+        for penalty in (penalties if kind.invariant and not kind.penalty else (kind.penalty,))
+    ]
+    shared = {f.name for f in fields(Recipe)} - {"method", "penalty", "seed"}
+    for name in sorted(name for name in shared if getattr(recipe, name) != getattr(DEFAULT, name)):
+        given = getattr(recipe, name)
+        if all(getattr(variant, name) != given for variant in variants):
+            raise SettingError(f"`{name}` has no effect with methods {', '.join(methods)}; got {given}.")
+    return [replace(variant, seed=seed) for variant in variants for seed in seeds]
 
 
 def _table(table: Sequence[Row]) -> Table:

@@ -51,6 +51,7 @@ _PAPER: dict[str, Any] = {
     "penalty_to": 0.0,
     "divide_loss": False,
     "density": 0.5,
+    "weights_per_sample": 1.5,
     "sparsifier_options": {
         "shrink_from": 0.28,
         "shrink_to": 0.6,
@@ -69,7 +70,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "penalty_from": 0.16,
         "density": None,
         "budget": "auto",
-        "weights_per_sample": 1.5,
         "sparsifier_options": {"shrink_to": 0.13, "decide_at": 0.16, "score_lr": 3e-2},
     },
     "paper": _PAPER,

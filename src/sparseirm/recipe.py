@@ -12,12 +12,25 @@ from sparseirm.losses import LOSSES
 from sparseirm.methods import METHODS, SETTINGS, Method
 from sparseirm.models import MODELS
 from sparseirm.penalties import USUAL_WEIGHTS
+from sparseirm.penalties import defaults as penalty_defaults
 from sparseirm.penalties import make as make_penalty
-from sparseirm.registry import lookup, one_of
+from sparseirm.registry import lookup, one_of, options
 from sparseirm.sparsifiers import SPARSIFIERS
 from sparseirm.training.state import Plan
 
 Option = float | int | str | bool
+
+KINDS = {
+    **dict.fromkeys(("data", "model", "method", "penalty", "sparsifier", "settings", "optimizer"), str),
+    **dict.fromkeys(("lr_schedule", "precision"), str),
+    **dict.fromkeys(("n_train", "width", "steps", "batch_size", "eval_every", "seed"), int),
+    **dict.fromkeys(("label_noise", "density", "weights_per_sample", "lr", "momentum", "eps", "l2"), float),
+    **dict.fromkeys(("penalty_weight", "penalty_from", "penalty_to"), float),
+}
+"""Types of fields, for recipes that come from files."""
+
+OF_PENALTY = ("penalty", "penalty_options", "penalty_weight", "penalty_from", "penalty_to", "divide_loss")
+OF_SPARSIFIER = ("sparsifier", "density", "budget", "weights_per_sample", "sparsifier_options")
 
 
 @dataclass(frozen=True)
@@ -25,8 +38,9 @@ class Recipe:
     """Everything that decides a run's result. None stands for the default of the chosen settings.
 
     Attributes:
-        data: data set: colored_mnist, full_colored_mnist, colored_fashion, full_colored_fashion,
-            colored_digits or full_colored_digits (the last two need no files).
+        data: data set: colored_digits or full_colored_digits, which need no files; colored_mnist,
+            full_colored_mnist, colored_fashion, full_colored_fashion; or, to tune on,
+            colored_mnist_small, full_colored_mnist_small, colored_parity.
         n_train: training samples of all environments together; the data set's own number by default.
         correlations: how often the spurious attribute agrees with the label, in each training
             environment and, last, in the test environment, each in [0, 1].
@@ -37,7 +51,8 @@ class Recipe:
         penalty: invariance penalty of irm and sparseirm: irmv1, rex, irmv1_split, bayesian, mmrex,
             groupdro, eqrm, iga, fishr, coral, ib_irm or sd.
         penalty_options: further settings of the penalty by name, such as n_draws 20 for bayesian.
-        sparsifier: how the mask of a sparse method is found: probmask.
+        sparsifier: how the mask of a sparse method is found: probmask, structured, topk, gmp, l0, str,
+            set, rigl or random.
         density: fraction of the maskable weights KEPT, in (0, 1]. Give this or `budget`.
         budget: number of weights kept, or auto: `weights_per_sample` times the number of samples.
         weights_per_sample: weights kept per training sample when `budget` is auto.
@@ -114,6 +129,7 @@ class Recipe:
             >>> recipe.penalty, recipe.penalty_weight, recipe.density
             ('irmv1', 10000.0, None)
         """
+        self._check_types()
         one_of("data set", self.data, DATASETS)
         one_of("model", self.model, MODELS)
         one_of("settings", self.settings, SETTINGS)
@@ -138,16 +154,17 @@ class Recipe:
                 penalty=name,
                 penalty_weight=weight if self.penalty_weight is None else self.penalty_weight,
             )
+            numbers = options(f"penalty {name!r}", penalty_defaults(name), self.penalty_options)
+            recipe = replace(recipe, penalty_options=numbers)
             recipe.make_penalty()
         if method.sparse:
             name = recipe.sparsifier or "probmask"
-            options = defaults["sparsifier_options"] if name == "probmask" else {}
-            options = {**options, **self.sparsifier_options}
-            recipe = replace(recipe, sparsifier=name, sparsifier_options=options)
+            usual = defaults["sparsifier_options"] if name == "probmask" else {}
+            chosen = {**usual, **self.sparsifier_options}
+            recipe = replace(recipe, sparsifier=name, sparsifier_options=chosen)
+            recipe = replace(recipe, sparsifier_options=recipe._options())
             recipe._check_budget()
-            made = recipe.make_sparsifier(d=1 << 40, n_train=1 << 20)
-            options = {f.name: getattr(made, f.name) for f in fields(made) if f.name != "budget"}  # type: ignore[arg-type]
-            recipe = replace(recipe, sparsifier_options=options)
+            recipe.make_sparsifier(d=1 << 40, n_train=1 << 20)
         recipe.plan()
         for name, least in (("width", 1), ("eval_every", 1)):
             if getattr(recipe, name) < least:
@@ -198,7 +215,7 @@ class Recipe:
             SettingError: if the data set is unknown, one of its settings is out of range, or its files are
                 not to be had.
         """
-        return lookup("data", DATASETS, self.data)(
+        return DATASETS[self.data](
             n_train=self.n_train,
             correlations=self.correlations,
             label_noise=self.label_noise,
@@ -237,10 +254,15 @@ class Recipe:
         if self.sparsifier is None:
             return SPARSIFIERS["dense"](budget=d)
         maker = lookup("sparsifier", SPARSIFIERS, self.sparsifier)
-        known = [f.name for f in fields(maker) if f.name != "budget"]  # type: ignore[arg-type]
-        for name in self.sparsifier_options:
-            one_of(f"option of sparsifier {self.sparsifier!r}", name, known)
-        return maker(budget=self.count(d, n_train), **self.sparsifier_options)
+        return maker(budget=self.count(d, n_train), **self._options())
+
+    def _options(self) -> dict[str, Option]:
+        """All options of the sparsifier, those that are not given with their defaults."""
+        if self.sparsifier == "dense":
+            raise SettingError("`sparsifier` dense keeps every weight; choose method erm or irm instead.")
+        maker: Any = lookup("sparsifier", SPARSIFIERS, str(self.sparsifier))
+        known = {f.name: f.default for f in fields(maker) if f.name != "budget"}
+        return options(f"sparsifier {self.sparsifier!r}", known, self.sparsifier_options)
 
     def count(self, d: int, n_train: int) -> int:
         """K: how many of ``d`` maskable weights are kept with ``n_train`` training samples.
@@ -305,36 +327,32 @@ class Recipe:
         drop |= {name: {} for name in drop if name.endswith("_options")}
         return replace(recipe, **drop)
 
-    def _idle(self, method: Method) -> list[str]:
-        """Fields that have no effect in this run."""
-        idle = []
+    def _idle(self, method: Method) -> dict[str, str]:
+        """Fields that have no effect in this run, and why."""
+        idle: dict[str, str] = {}
         if not method.invariant:
-            idle += [
-                "penalty",
-                "penalty_options",
-                "penalty_weight",
-                "penalty_from",
-                "penalty_to",
-                "divide_loss",
-            ]
+            idle |= dict.fromkeys(OF_PENALTY, f"method {self.method!r} has no penalty")
         if not method.sparse:
-            idle += ["sparsifier", "density", "budget", "weights_per_sample", "sparsifier_options"]
+            idle |= dict.fromkeys(OF_SPARSIFIER, f"method {self.method!r} keeps every weight")
         elif self.budget != "auto" and (self.density is not None or self.budget is not None):
-            idle += ["weights_per_sample"]
+            idle["weights_per_sample"] = "`density` or `budget` already says how many weights are kept"
         if self.optimizer != "sgd":
-            idle += ["momentum"]
+            idle["momentum"] = "only sgd has one"
         elif not method.sparse:
-            idle += ["eps"]
+            idle["eps"] = "nothing is trained with Adam"
         return idle
 
     def _refuse_what_has_no_effect(self, method: Method) -> None:
-        for name in self._idle(method):
+        for name, why in self._idle(method).items():
             value = getattr(self, name)
             if value is not None and value != {}:
-                raise SettingError(
-                    f"`{name}` has no effect with method {self.method!r} and optimizer "
-                    f"{self.optimizer or 'adam'!r}; got {value}. Leave it out, or choose another method."
-                )
+                raise SettingError(f"`{name}` has no effect: {why}; got {value}. Leave it out.")
+
+    def _check_types(self) -> None:
+        for name, kind in KINDS.items():
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+                raise SettingError(f"`{name}` must be of type {kind.__name__}; got {value!r}.")
 
     def _check_budget(self) -> None:
         if self.density is not None and self.budget is not None:
@@ -346,7 +364,7 @@ class Recipe:
             raise SettingError(
                 f"`density` must be in (0, 1], the fraction of weights kept; got {self.density:g}.{percent}"
             )
-        if isinstance(self.budget, int) and self.budget < 1:
+        if self.budget not in (None, "auto") and not (isinstance(self.budget, int) and self.budget >= 1):
             raise SettingError(f"`budget` must be at least 1 weight, or auto; got {self.budget}.")
         if self.weights_per_sample is not None and not self.weights_per_sample > 0:
             raise SettingError(f"`weights_per_sample` must be positive; got {self.weights_per_sample}.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from importlib.metadata import entry_points
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from sparseirm.core import SettingError
 
@@ -58,3 +58,44 @@ def lookup(kind: str, table: Mapping[str, T], name: str) -> T:
     if name not in table and name in outside:
         return cast(T, outside[name].load())
     return table[one_of(kind, name, [*table, *outside])]
+
+
+def options(what: str, known: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """All options of something: its own values, and those given in the types of its own.
+
+    Args:
+        what: what the options belong to, in words.
+        known: its options with their default values.
+        given: values by option; a command line may bring 20.0 for 20 and "True" for True.
+
+    Returns:
+        Every known option with a value.
+
+    Raises:
+        SettingError: if an option is unknown or a value does not fit.
+
+    Example:
+        >>> options("penalty 'bayesian'", {"sd": 0.06, "n_draws": 10}, {"n_draws": 20.0, "sd": 1})
+        {'sd': 1.0, 'n_draws': 20}
+    """
+    if given and not known:
+        raise SettingError(f"{what} has no options; got {', '.join(map(repr, given))}.")
+    filled = dict(known)
+    for option, value in given.items():
+        default = known[one_of(f"option of {what}", option, known)]
+        filled[option] = _fitted(f"`{option}` of {what}", value, default)
+    return filled
+
+
+def _fitted(what: str, value: Any, default: Any) -> Any:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if isinstance(default, bool):
+        if str(value).lower() in ("true", "false"):
+            return str(value).lower() == "true"
+    elif isinstance(default, float) and number:
+        return float(value)
+    elif isinstance(default, int) and number and value == int(value):
+        return int(value)
+    elif isinstance(default, str) and isinstance(value, str):
+        return value
+    raise SettingError(f"{what} must be of type {type(default).__name__}; got {value!r}.")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import platform
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -13,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparseirm.core import SettingError, Sparsifier
+from sparseirm.core import NonFiniteError, SettingError, Sparsifier
 from sparseirm.data import Batches, DataSet
 from sparseirm.evaluation.metrics import Score, deployed, evaluate, undecided
 from sparseirm.files import read_json, read_tensors, write_json, write_tensors
@@ -21,6 +23,7 @@ from sparseirm.models import MODELS, Network, build, network
 from sparseirm.recipe import Recipe
 from sparseirm.training.checkpoint import load_state, save_state
 from sparseirm.training.loop import Record, train
+from sparseirm.training.precision import onednn_routed
 from sparseirm.training.state import State, start
 
 RESULT, MODEL, CHECKPOINT = "result.json", "model.safetensors", "checkpoint.safetensors"
@@ -131,13 +134,13 @@ def run(
         >>> sorted(result.last), result.trajectory[-1].step
         (['test', 'train', 'val'], 20)
     """
-    recipe = recipe.resolved()
+    recipe, place = recipe.resolved(), _device(device)
+    machine = environment(place)
     folder = None if out is None else Path(out)
     if folder is not None:
         finished = _claim(folder, recipe, resume)
         if finished:
             return finished
-    place = _device(device)
     data = recipe.make_data(data_root).to(place)
     net = network(_module(recipe, data).to(place))
     sparsifier = recipe.make_sparsifier(net.layout.size, len(data.train))
@@ -145,7 +148,7 @@ def run(
     state = start(net, sparsifier, plan, recipe.seed)
     trajectory, seconds = _restored(folder, state)
     begun = saved = time.monotonic()
-    whole = True  # False within a step, when weights and step number do not belong together
+    whole = False  # True between two steps, when weights and step number belong together
 
     def spent() -> float:
         return seconds + time.monotonic() - begun
@@ -170,9 +173,7 @@ def run(
             _save(folder, state, recipe, trajectory, spent())
         raise
     mask = sparsifier.mask(state.weights.detach(), state.memory)
-    result = Result(
-        recipe, trajectory, net.layout.size, sparsifier.budget, int(mask.sum()), spent(), environment(place)
-    )
+    result = Result(recipe, trajectory, net.layout.size, sparsifier.budget, int(mask.sum()), spent(), machine)
     if folder:
         tensors = {**net.layout.split(deployed(sparsifier, state)), **state.others, **state.buffers}
         write_tensors(folder / MODEL, tensors, {"recipe": recipe.to_json()})
@@ -210,6 +211,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         **{name: version(name) for name in names},
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         "threads": torch.get_num_threads(),
+        "matmul": "oneDNN" if onednn_routed() else "default",
     }
 
 
@@ -221,6 +223,8 @@ def _module(recipe: Recipe, data: DataSet) -> nn.Module:
 def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda", "mps"):
+            raise RuntimeError("it cannot train")
         torch.zeros((), device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
@@ -230,6 +234,14 @@ def _device(name: str) -> torch.device:
 
 def _claim(folder: Path, recipe: Recipe, resume: bool) -> Result | None:
     """Check that the folder is free or holds this very run; return its result if it is finished."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise SettingError(
+            f"`out` {str(folder)!r} cannot be written to ({error}); choose another folder."
+        ) from None
     existing = [name for name in (RESULT, CHECKPOINT) if (folder / name).exists()]
     if not existing:
         return None
@@ -272,13 +284,19 @@ def _point(
 ) -> Point:
     weights = deployed(sparsifier, state)
     loss = recipe.loss(data)
+    scores = {name: evaluate(net, state, weights, split, loss) for name, split in data.splits.items()}
+    if not all(math.isfinite(score.risk) for score in scores.values()):
+        raise NonFiniteError(
+            f"the risk of the masked network is not finite after step {record.step}. Lower `lr`, or check "
+            "the data for extreme values."
+        )
     return Point(
         step=record.step,
         risk=float(record.risk),
         penalty=float(record.penalty),
         density=float(sparsifier.mask(state.weights.detach(), state.memory).float().mean()),
         undecided=undecided(state.memory),
-        scores={name: evaluate(net, state, weights, split, loss) for name, split in data.splits.items()},
+        scores=scores,
     )
 
 

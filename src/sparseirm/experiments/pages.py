@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from sparseirm.core import SettingError
 from sparseirm.experiments.store import Store
 from sparseirm.experiments.tables import METHOD_NAMES, markdown, rows
 from sparseirm.files import write_bytes
@@ -25,11 +26,16 @@ def filled(page: str, root: Path) -> str:
 
     Returns:
         The page with the same text around its tables.
+
+    Raises:
+        SettingError: if a table would be empty.
     """
 
     def table(found: re.Match[str]) -> str:
         wanted = dict(pair.split("=") for pair in found[3].split())
         results = [result for result in Store(root / found[2]).all() if _has(result, wanted)]
+        if not results:
+            raise SettingError(f"no run in {found[2]} has {found[3].strip() or 'finished'}; run it first.")
         results.sort(key=_order)
         return f"{found[1]}{markdown(rows(results))}{found[4]}"
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
-from sparseirm.core import NonFiniteError, SettingError
+from sparseirm.core import SettingError
 from sparseirm.experiments.store import Store
 from sparseirm.recipe import Recipe
 from sparseirm.runs import Result, run
@@ -21,10 +22,28 @@ from sparseirm.runs import Result, run
 
 @contextmanager
 def local(workers: int | None = None) -> Iterator[Executor]:
-    """Local processes, one per core unless told otherwise; they start fresh and share nothing."""
+    """Local processes, one per core unless told otherwise; they start fresh and share nothing.
+
+    Raises:
+        SettingError: if ``workers`` is below 1.
+    """
+    if workers is not None and workers < 1:
+        raise SettingError(f"`workers` must be at least 1; got {workers}. Leave it out for one per core.")
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers or os.cpu_count(), mp_context=context, initializer=_alone) as pool:
+    pool = ProcessPoolExecutor(workers or cores(), mp_context=context, initializer=_alone)
+    try:
         yield pool
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in multiprocessing.active_children():
+            process.terminate()
+        raise
+    pool.shutdown()
+
+
+def cores() -> int:
+    """Number of cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def sweep(
@@ -57,8 +76,15 @@ def sweep(
     futures = {
         executor.submit(carry_out, recipe, store.root, data_root, deadline): recipe for recipe in order
     }
+    for recipe in recipes:
+        if recipe.key not in missing:
+            on_done(recipe, None)
     for future in as_completed(futures):
-        on_done(futures[future], future.result())
+        try:
+            failure = future.result()
+        except BrokenExecutor:
+            failure = "its process died; the same command goes on from its last checkpoint"
+        on_done(futures[future], failure)
     return [store.get(recipe) for recipe in recipes]
 
 
@@ -75,9 +101,9 @@ def carry_out(
         try:
             if store.get(recipe) is None:
                 store.put(run(recipe, data_root=data_root, out=folder, resume=True))
-        except (SettingError, NonFiniteError, MemoryError) as error:
+        except Exception as error:
             store.fail(recipe, f"{type(error).__name__}: {error}")
-            return str(error)
+            return f"{type(error).__name__}: {error}"
         store.clear(recipe)
     return None
 
@@ -88,7 +114,8 @@ def _cost(recipe: Recipe) -> float:
 
 
 def _alone() -> None:
-    """One thread, and no life after the process that started this one."""
+    """One thread, deaf to Ctrl-C, and no life after the process that started this one."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     parent = os.getppid()
 

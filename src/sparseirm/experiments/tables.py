@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from scipy.stats import t as student
 
+from sparseirm.core import SettingError
 from sparseirm.recipe import Recipe
 from sparseirm.runs import Result
 
@@ -113,5 +114,8 @@ def rows(results: Iterable[Result | None]) -> list[Row]:
     groups: dict[str, list[Result]] = {}
     for result in results:
         if result is not None:
-            groups.setdefault(replace(result.recipe, seed=0).key, []).append(result)
+            group = groups.setdefault(replace(result.recipe, seed=0).key, [])
+            if any(other.recipe.seed == result.recipe.seed for other in group):
+                raise SettingError(f"two results of {label(result.recipe)} have seed {result.recipe.seed}.")
+            group.append(result)
     return [Row(label(group[0].recipe), tuple(group)) for group in groups.values()]

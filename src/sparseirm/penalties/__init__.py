@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, cast
 
-from sparseirm.core import Penalty, SettingError
+from sparseirm.core import Penalty
 from sparseirm.penalties.features import IBIRM as IBIRM
 from sparseirm.penalties.features import coral as coral
 from sparseirm.penalties.features import fishr as fishr
@@ -18,7 +18,8 @@ from sparseirm.penalties.risks import EQRM as EQRM
 from sparseirm.penalties.risks import GroupDRO as GroupDRO
 from sparseirm.penalties.risks import MinimaxREx as MinimaxREx
 from sparseirm.penalties.risks import rex as rex
-from sparseirm.registry import lookup, one_of
+from sparseirm.registry import lookup
+from sparseirm.registry import options as filled
 
 PENALTIES: dict[str, Penalty] = {
     "irmv1": irmv1,
@@ -68,14 +69,14 @@ def make(name: str, **options: Any) -> Penalty:
     penalty = lookup("penalty", PENALTIES, name)
     if not options:
         return penalty
-    if not is_dataclass(penalty):
-        raise SettingError(f"penalty {name!r} has no options; got {', '.join(map(repr, options))}.")
-    known = {field.name: getattr(penalty, field.name) for field in fields(penalty)}
-    for option, value in options.items():
-        default = known[one_of(f"option of penalty {name!r}", option, known)]
-        if type(value) is int and isinstance(default, float):
-            options[option] = float(value)
-        elif type(value) is not type(default):
-            wanted = type(default).__name__
-            raise SettingError(f"`{option}` of penalty {name!r} must be of type {wanted}; got {value!r}.")
-    return cast(Penalty, replace(cast(Any, penalty), **options))
+    return cast(Penalty, replace(cast(Any, penalty), **filled(f"penalty {name!r}", defaults(name), options)))
+
+
+def defaults(name: str) -> dict[str, Any]:
+    """The numbers of a penalty, by name; none for a plain function.
+
+    >>> defaults("bayesian"), defaults("rex")
+    ({'sd': 0.06, 'n_draws': 10, 'split': False}, {})
+    """
+    penalty = lookup("penalty", PENALTIES, name)
+    return {f.name: getattr(penalty, f.name) for f in fields(penalty)} if is_dataclass(penalty) else {}

@@ -60,7 +60,9 @@ def project(scores: Tensor, budget: Tensor | float, guess: Tensor | None = None)
         low, excess_low = torch.where(above, v, low), torch.where(above, excess, excess_low)
         high, excess_high = torch.where(above, high, v), torch.where(above, excess_high, excess)
         newton = v + excess / slope.clamp_min(1)
-        secant = low + (high - low) * excess_low / (excess_low - excess_high).clamp_min(1e-300)
+        secant = low + (high - low) * excess_low / (excess_low - excess_high).clamp_min(
+            torch.finfo(exact).tiny
+        )
         rescue = secant if turn % 2 == 0 else (low + high) / 2
         stray = (slope == 0) | (newton <= low) | (newton >= high)
         v = torch.where(settled, v, torch.where(stray, rescue, newton))
