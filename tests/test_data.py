@@ -26,7 +26,7 @@ def build(name: str, **settings: Any) -> Any:  # parts and hidden attribute are 
 
 
 def colouring_of(name: str) -> str:
-    return name.rpartition("_")[0]
+    return "full_colored" if name.startswith("full_") else "colored"
 
 
 def tensors(data: Any) -> list[Tensor]:
@@ -65,7 +65,7 @@ def clean_and_noisy(name: str, **settings: Any) -> list[Tensor]:
 
 @pytest.mark.parametrize("name", DATASETS)
 def test_every_data_set_keeps_its_contract(name: str, request: pytest.FixtureRequest) -> None:
-    needed = {"mnist": "mnist_root", "fashion": "fashion_root"}.get(name.rpartition("_")[2])
+    needed = None if "digits" in name else "fashion_root" if "fashion" in name else "mnist_root"
     root = request.getfixturevalue(needed) if needed else None
     data = build(name, n_train=1000, data_root=root)
     colouring = COLOURINGS[colouring_of(name)]

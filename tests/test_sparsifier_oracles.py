@@ -185,7 +185,7 @@ def test_the_price_of_l0_follows_its_excess_and_its_gradient_is_per_weight() -> 
     sparsifier = HardConcrete(20, shrink_to=0.1, multiplier_lr=0.5)
     weights, memory = begun(sparsifier)
     assert sparsifier.price(memory) == 0
-    sparsifier.after_step(weights, memory, moment(15), None)
+    sparsifier.after_step(weights, memory, moment(12), None)
     density = open_probability(memory.learned["log_alpha"], 2 / 3, 0.1)
     multiplier = 0.5 * (density.mean() - 20 / D)
     close(memory.kept["multiplier"], multiplier)

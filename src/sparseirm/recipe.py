@@ -40,7 +40,7 @@ class Recipe:
     Attributes:
         data: data set: colored_digits or full_colored_digits, which need no files; colored_mnist,
             full_colored_mnist, colored_fashion, full_colored_fashion; or, to tune on,
-            colored_mnist_small, full_colored_mnist_small, colored_parity.
+            colored_mnist_small, full_colored_mnist_small, colored_mnist_parity.
         n_train: training samples of all environments together; the data set's own number by default.
         correlations: how often the spurious attribute agrees with the label, in each training
             environment and, last, in the test environment, each in [0, 1].

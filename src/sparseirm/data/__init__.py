@@ -12,7 +12,7 @@ SHORT_NAMES = {
     "fashion": "fashion_mnist",
     "digits": "digits",
     "mnist_small": "mnist_small",
-    "parity": "mnist_parity",
+    "mnist_parity": "mnist_parity",
 }
 
 DATASETS: dict[str, Callable[..., DataSet]] = {
@@ -20,7 +20,7 @@ DATASETS: dict[str, Callable[..., DataSet]] = {
     **{
         f"full_colored_{name}": partial(full_colored_mnist, source=source)
         for name, source in SHORT_NAMES.items()
-        if name != "parity"  # it has two classes
+        if name != "mnist_parity"  # it has two classes
     },
 }
 """Name to the function that builds the data set. None for an argument means the data set's own default."""

@@ -125,10 +125,11 @@ def descend(state: State, risk: Tensor, penalty: Tensor, price: Tensor | float, 
     Raises:
         NonFiniteError: if risk or penalty are NaN or infinite; nothing is changed then.
     """
-    bad = finite(risk=risk, penalty=penalty, price=torch.as_tensor(price))
+    quantities = {"risk": risk, "penalty": penalty, "price": torch.as_tensor(price)}
+    bad = finite(**quantities)
     if bad:
         raise NonFiniteError(
-            f"the {bad} is not finite in step {state.step + 1} (risk {risk:g}, penalty {penalty:g}). "
+            f"the {bad} became {quantities[bad].item()} in step {state.step + 1}. "
             "Lower `lr` or `penalty_weight`, or check the data for extreme values."
         )
     weight = plan.penalty_weight_at(state.step)
