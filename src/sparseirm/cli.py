@@ -222,11 +222,7 @@ def _first_line(box: str, arguments: Sequence[str]) -> str:
 def _variants(
     recipe: Recipe, methods: Sequence[str], penalties: Sequence[str], seeds: Sequence[int]
 ) -> list[Recipe]:
-    """All runs of a comparison.
-
-    Raises:
-        SettingError: if a list is empty or repeats itself, or a setting has no effect in any of the runs.
-    """
+    """All runs of a comparison; refuses empty or repeated names, and settings without effect in any run."""
     for name, instead in (("method", "methods"), ("penalty", "penalties"), ("seed", "seeds")):
         if getattr(recipe, name) != getattr(DEFAULT, name):
             raise SettingError(f"`{name}` has no effect in a comparison; give `{instead}`.")

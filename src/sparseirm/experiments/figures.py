@@ -38,12 +38,13 @@ def comparison(rows: Sequence[Row], title: str, path: Path) -> Path:
         for at, row, height in zip(x, rows, heights, strict=True):
             values = row.accuracy(split).values
             bars.plot([at + shift] * len(values), values, "o", ms=3.5, color="black", alpha=0.55)
-            bars.text(at + shift, height + 2.5, f"{height:.0f}", ha="center", fontsize=10)
+            bars.text(at + shift, max(values) + 3, f"{height:.0f}", ha="center", fontsize=10)
     bars.set_xticks(x, [row.label for row in rows], fontsize=10)
-    bars.set(ylabel="accuracy at the last step, %", ylim=(0, 108))
-    bars.legend(loc="upper right", frameon=False, ncols=2)
+    bars.set(ylabel="accuracy at the last step, %", ylim=(0, 112))
+    bars.legend(loc="lower right", bbox_to_anchor=(1, 1), frameon=False, ncols=2)
     bars.spines[["top", "right"]].set_visible(False)
-    bars.set_title("dots are seeds; a method you can trust is as good in the test as in training", fontsize=9)
+    hint = "dots are seeds; a method you can trust is as good in the test as in training"
+    bars.set_title(hint, fontsize=9, loc="left")
     for column, row in enumerate(rows):
         _trajectory(figure.add_subplot(grid[1, column]), row, first=column == 0)
     path.parent.mkdir(parents=True, exist_ok=True)

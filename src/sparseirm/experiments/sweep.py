@@ -24,6 +24,12 @@ from sparseirm.runs import Result, run
 def local(workers: int | None = None) -> Iterator[Executor]:
     """Local processes, one per core unless told otherwise; they start fresh and share nothing.
 
+    Args:
+        workers: number of processes, at least 1; None for one per core.
+
+    Yields:
+        Executor: the pool. Its processes end with the context, or with the process that opened it.
+
     Raises:
         SettingError: if ``workers`` is below 1.
     """
