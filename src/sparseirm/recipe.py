@@ -142,33 +142,41 @@ class Recipe:
         unset -= {*recipe._idle(method), "density", "budget"}
         recipe = replace(recipe, **{name: defaults[name] for name in unset})
         if method.invariant:
-            name = recipe.penalty or method.penalty or "irmv1"
-            if name != (method.penalty or name):
-                raise SettingError(
-                    f"method {self.method!r} is defined by the penalty {method.penalty!r}; got `penalty` "
-                    f"{name!r}. Leave it out, or choose irm."
-                )
-            weight = USUAL_WEIGHTS.get(name, recipe.penalty_weight)
-            recipe = replace(
-                recipe,
-                penalty=name,
-                penalty_weight=weight if self.penalty_weight is None else self.penalty_weight,
-            )
-            numbers = options(f"penalty {name!r}", penalty_defaults(name), self.penalty_options)
-            recipe = replace(recipe, penalty_options=numbers)
-            recipe.make_penalty()
+            recipe = recipe._with_penalty(method, given_weight=self.penalty_weight)
         if method.sparse:
-            name = recipe.sparsifier or "probmask"
-            usual = defaults["sparsifier_options"] if name == "probmask" else {}
-            chosen = {**usual, **self.sparsifier_options}
-            recipe = replace(recipe, sparsifier=name, sparsifier_options=chosen)
-            recipe = replace(recipe, sparsifier_options=recipe._options())
-            recipe._check_budget()
-            recipe.make_sparsifier(d=1 << 40, n_train=1 << 20)
+            recipe = recipe._with_sparsifier(defaults["sparsifier_options"])
         recipe.plan()
         for name, least in (("width", 1), ("eval_every", 1)):
             if getattr(recipe, name) < least:
                 raise SettingError(f"`{name}` must be at least {least}; got {getattr(recipe, name)}.")
+        return recipe
+
+    def _with_penalty(self, method: Method, given_weight: float | None) -> Recipe:
+        """The penalty's name, weight and options written out and checked."""
+        name = self.penalty or method.penalty or "irmv1"
+        if name != (method.penalty or name):
+            raise SettingError(
+                f"method {self.method!r} is defined by the penalty {method.penalty!r}; got `penalty` "
+                f"{name!r}. Leave it out, or choose irm."
+            )
+        usual = USUAL_WEIGHTS.get(name, self.penalty_weight)
+        recipe = replace(
+            self,
+            penalty=name,
+            penalty_weight=usual if given_weight is None else given_weight,
+            penalty_options=options(f"penalty {name!r}", penalty_defaults(name), self.penalty_options),
+        )
+        recipe.make_penalty()
+        return recipe
+
+    def _with_sparsifier(self, usual: dict[str, Option]) -> Recipe:
+        """The sparsifier's name and options written out, and its budget checked."""
+        name = self.sparsifier or "probmask"
+        chosen = {**(usual if name == "probmask" else {}), **self.sparsifier_options}
+        recipe = replace(self, sparsifier=name, sparsifier_options=chosen)
+        recipe = replace(recipe, sparsifier_options=recipe._options())
+        recipe._check_budget()
+        recipe.make_sparsifier(d=1 << 40, n_train=1 << 20)
         return recipe
 
     def to_json(self) -> dict[str, Any]:
