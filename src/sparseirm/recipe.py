@@ -51,8 +51,8 @@ class Recipe:
         penalty: invariance penalty of irm and sparseirm: irmv1, rex, irmv1_split, bayesian, mmrex,
             groupdro, eqrm, iga, fishr, coral, ib_irm or sd.
         penalty_options: further settings of the penalty by name, such as n_draws 20 for bayesian.
-        sparsifier: how the mask of a sparse method is found: probmask, structured, topk, gmp, l0, str,
-            set, rigl or random.
+        sparsifier: how the mask of a sparse method is found: probmask, structured, structured_gmp, topk, gmp,
+            l0, str, set, rigl or random.
         density: fraction of the maskable weights KEPT, in (0, 1]. Give this or `budget`.
         budget: number of weights kept, or auto: `weights_per_sample` times the number of samples.
         weights_per_sample: weights kept per training sample when `budget` is auto.
