@@ -118,7 +118,7 @@ class _SparseIRM(BaseEstimator):
         self.encoding_ = Encoding.fitted(columns, rows.values)
         watch = self.on_step or (lambda record, steps: None)
         try:
-            fitted = fit_rows(design, self.encoding_, rows, self._loss, self._n_outputs, seed, watch)
+            fitted = fit_rows(design, self.encoding_, rows, self.loss, self._n_outputs, seed, watch)
         except NonFiniteError as error:
             raise SettingError(str(error)) from None
         self.fitted_, self.module_, self.n_iter_ = fitted, fitted.module, fitted.steps
@@ -207,7 +207,7 @@ class _SparseIRM(BaseEstimator):
         except (TypeError, ValueError) as error:
             raise SettingError(f"this estimator cannot be written as JSON: {error}.") from None
 
-    _loss: Loss
+    loss: Loss
     _n_outputs: int = 1
 
     def _codes(self, y: NDArray[Any]) -> NDArray[np.float64]:
@@ -348,7 +348,8 @@ class SparseIRMClassifier(ClassifierMixin, _SparseIRM):  # type: ignore[misc]
         return cast(NDArray[Any], self.classes_[self.predict_proba(X).argmax(1)])
 
     @property
-    def _loss(self) -> Loss:  # type: ignore[override]
+    def loss(self) -> Loss:  # type: ignore[override]
+        """The loss per row: cross-entropy, in nats."""
         return BINARY if len(self.classes_) == 2 else MULTICLASS
 
     @property
@@ -385,7 +386,7 @@ class SparseIRMRegressor(RegressorMixin, _SparseIRM):  # type: ignore[misc]
         [0, 1]
     """
 
-    _loss = SQUARED
+    loss = SQUARED
 
     def fit(
         self, X: Any, y: ArrayLike, env: ArrayLike | None = None, sample_weight: ArrayLike | None = None

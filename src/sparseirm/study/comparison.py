@@ -1,0 +1,166 @@
+"""Candidates on environments left out and on rows left out, in processes of one thread each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import BrokenExecutor, Executor, Future, as_completed
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparseirm.core import SettingError
+from sparseirm.study.assessment import Assessment, Candidate, Sample, assess
+from sparseirm.study.problem import Problem
+
+MOST_FOLDS = 8
+"""Groups of environments that are left out in turn, if there are more environments."""
+
+FEWEST_FOLDS = 3
+"""Parts the rows of each environment are split into, one of which is left out; more seeds make more parts."""
+
+
+def candidates(n_columns: int, kept: Sequence[int] = (), steps: int | None = None) -> list[Candidate]:
+    """ERM, IRM with REx, and SparseIRM with gates on weights and with gates on columns.
+
+    Args:
+        n_columns: number of columns in use.
+        kept: numbers of columns to try; by default up to five from 2 to half of them.
+        steps: optimiser steps of each fit; None for the default.
+
+    Returns:
+        The candidates, the simplest first.
+
+    Raises:
+        SettingError: if a number of columns is not between 1 and ``n_columns``.
+
+    Example:
+        >>> [candidate.name for candidate in candidates(20)]
+        ['erm', 'irm', 'sparseirm', 'sparseirm-2', 'sparseirm-3', 'sparseirm-4', 'sparseirm-7', 'sparseirm-10']
+    """
+    half = max(1, n_columns // 2)
+    usual = sorted({round(k) for k in np.geomspace(min(2, half), half, 5)})
+    for k in kept:
+        if not 1 <= k <= n_columns:
+            raise SettingError(f"`columns` must lie between 1 and the {n_columns} columns in use; got {k}.")
+    length = {} if steps is None else {"steps": steps}
+    return [
+        Candidate("erm", "ERM", {"method": "erm", **length}),
+        Candidate("irm", "IRM (REx)", {"method": "irm", **length}),
+        Candidate("sparseirm", "SparseIRM, gates on weights", {"gates": "weights", **length}),
+        *(
+            Candidate(
+                f"sparseirm-{k}", f"SparseIRM, {k} column{'s'[: k != 1]}", {"budget": k, **length}, columns=k
+            )
+            for k in (sorted(set(kept)) or usual)
+        ),
+    ]
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Which rows one fit trains on, and which it is looked at on.
+
+    Attributes:
+        kind: ``held out`` or ``fresh``, see `sparseirm.study.assessment.Assessment`.
+        seed: seed of the fits.
+        train: places of the training rows.
+        fresh: places of the rows to look at.
+    """
+
+    kind: str
+    seed: int
+    train: NDArray[np.int64]
+    fresh: NDArray[np.int64]
+
+
+def folds(problem: Problem, seeds: Sequence[int], most_rows: int) -> list[Fold]:
+    """Leave out environments in turn, and in every environment parts of the rows, for every seed.
+
+    Environments are left out only if there are three or more for training: with two, one would be left, and
+    a method that compares environments would have nothing to compare.
+
+    Args:
+        problem: the problem; rows of test environments are in no fold.
+        seeds: seeds of the fits; each leaves out other rows.
+        most_rows: rows used at most, drawn from every environment and class alike.
+
+    Returns:
+        The folds.
+    """
+    rows = _thinned(problem, most_rows)
+    env = problem.env[rows]
+    found = []
+    if problem.n_train_envs >= 3:
+        sizes = np.bincount(env, minlength=problem.n_train_envs)
+        group = np.empty(problem.n_train_envs, dtype=np.int64)
+        group[np.argsort(-sizes, kind="stable")] = np.arange(problem.n_train_envs) % MOST_FOLDS
+        for out in range(min(problem.n_train_envs, MOST_FOLDS)):
+            held = group[env] == out
+            found += [Fold("held out", seed, rows[~held], rows[held]) for seed in seeds]
+    parts = max(FEWEST_FOLDS, len(seeds))
+    for at, seed in enumerate(seeds):
+        left = np.arange(len(rows)) % parts == at
+        found.append(Fold("fresh", seed, rows[~left], rows[left]))
+    return found
+
+
+def _thinned(problem: Problem, most_rows: int) -> NDArray[np.int64]:
+    """Places of the training rows, at most so many, shuffled within environments and classes."""
+    rows = problem.training
+    by_class = problem.codes[rows] if problem.classes else np.zeros(len(rows))
+    luck = np.random.default_rng(0).permutation(len(rows))
+    rows = rows[np.lexsort((luck, by_class, problem.env[rows]))]
+    return rows[np.linspace(0, len(rows) - 1, min(len(rows), most_rows)).astype(np.int64)]
+
+
+def compare_candidates(
+    problem: Problem,
+    chosen: Sequence[Candidate],
+    parts: Sequence[Fold],
+    executor: Executor,
+    on_done: Callable[[], None] = lambda: None,
+) -> list[Assessment]:
+    """Every candidate on every fold.
+
+    Args:
+        problem: the problem.
+        chosen: the candidates.
+        parts: the folds.
+        executor: where to run.
+        on_done: called after every fit.
+
+    Returns:
+        One assessment per candidate and fold, in that order.
+
+    Raises:
+        SettingError: if a fit fails; the message names candidate and reason.
+    """
+    tests = _sample(problem, problem.testing) if len(problem.testing) else None
+    jobs: list[tuple[Candidate, Future[Assessment]]] = []
+    for candidate in chosen:
+        for part in parts:
+            train, fresh = _sample(problem, part.train), _sample(problem, part.fresh)
+            test = tests if part.kind == "fresh" else None
+            arguments = (candidate, bool(problem.classes), part.kind, part.seed, train, fresh, test)
+            jobs.append((candidate, executor.submit(assess, *arguments)))
+    for future in as_completed([job for _, job in jobs]):
+        on_done()
+        if future.exception() is not None:
+            break
+    found = []
+    for candidate, job in jobs:
+        try:
+            found.append(job.result())
+        except BrokenExecutor:
+            raise SettingError(
+                "a process died, perhaps for want of memory; lower `rows` or `workers`."
+            ) from None
+        except ValueError as error:
+            raise SettingError(f"{candidate.label} could not be fitted: {error}") from None
+    return found
+
+
+def _sample(problem: Problem, rows: NDArray[np.int64]) -> Sample:
+    names = np.array(problem.names, dtype=object)
+    return Sample(problem.inputs.iloc[rows], problem.y[rows], names[problem.env[rows]])
