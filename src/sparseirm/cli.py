@@ -30,6 +30,7 @@ from sparseirm.methods import METHODS
 from sparseirm.recipe import Recipe
 from sparseirm.registry import lookup
 from sparseirm.runs import Point, Result, run
+from sparseirm.study.commands import fit, predict
 from sparseirm.training.loop import Record
 
 Flat = tyro.conf.arg(name="")
@@ -158,6 +159,8 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "train": train,
     "compare": compare,
     "theory": theory,
+    "fit": fit,
+    "predict": predict,
 }
 
 

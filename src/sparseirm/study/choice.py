@@ -226,9 +226,7 @@ def _gain(one: Standing, erm: Standing, by_risk: bool = False) -> Interval:
     return Interval.of([b.risk - a.risk if by_risk else a.score - b.score for a, b in pairs])
 
 
-def _choice(
-    taken: Standing, table: Sequence[Standing], erm: Standing, names: list[str], why: str
-) -> Choice:
+def _choice(taken: Standing, table: Sequence[Standing], erm: Standing, names: list[str], why: str) -> Choice:
     rivals = [one for one in table if one is not erm]
     rival = taken
     if taken is erm:
@@ -252,7 +250,9 @@ def _reason(taken: Standing, erm: Standing, even: bool) -> str:
         fault = []
         if erm.uneven > MOST_UNEVEN:
             risks = sorted(score.risk for score in erm.fresh)
-            fault.append(f"its risk ranges from {risks[0]:.3g} to {risks[-1]:.3g} over the training environments")
+            fault.append(
+                f"its risk ranges from {risks[0]:.3g} to {risks[-1]:.3g} over the training environments"
+            )
         if erm.disagreement > MOST_DISAGREEMENT:
             fault.append(
                 f"one of them would remove {erm.disagreement:.0%} of its error by using the same columns differently"

@@ -1,4 +1,4 @@
-"""Everything a fit found, as plain data: ``result.json``, from which a report can be made."""
+"""Everything a study found as plain data: ``result.json``, from which a report can be made."""
 
 from __future__ import annotations
 
@@ -9,163 +9,133 @@ from typing import Any
 
 import numpy as np
 
-from sparseirm.monitor import Finding
-from sparseirm.study.assessment import Assessment, Candidate
-from sparseirm.study.choice import LEAST_SKILL, MOST_DISAGREEMENT, MOST_UNEVEN, Choice, Standing
+from sparseirm.study.assessment import Assessment
+from sparseirm.study.choice import LEAST_SKILL, MOST_DISAGREEMENT, MOST_UNEVEN
 from sparseirm.study.problem import Problem
-from sparseirm.study.verdicts import Verdict
+from sparseirm.study.study import Study
 
 
-def described(problem: Problem) -> dict[str, Any]:
-    """The problem: target, columns and environments.
+def as_result(study: Study, settings: dict[str, Any], machine: dict[str, Any]) -> dict[str, Any]:
+    """The study as plain data.
 
     Args:
-        problem: the problem.
+        study: what was found.
+        settings: what the command was told.
+        machine: versions, processor and threads, see `sparseirm.runs.environment`.
 
     Returns:
-        Plain data.
+        Plain data; None stands for numbers that JSON has no words for. Its parts are ``data`` (columns and
+        environments), ``findings``, ``comparison`` (every candidate in every environment, the rule and what it
+        took), ``columns`` (verdicts), ``calibration`` and ``model``.
     """
+    taken = study.choice.taken.candidate
+    payload = {
+        "status": "done",
+        "kind": "table",
+        "settings": settings,
+        "data": _data(study.problem),
+        "findings": [asdict(finding) for finding in study.findings],
+        "comparison": _comparison(study),
+        "columns": {"by": study.witness.name, "verdicts": [asdict(verdict) for verdict in study.verdicts]},
+        "calibration": {name: _calibration(study.found, name) for name in {"erm": 0, taken.name: 0}},
+        "model": _model(study),
+        "seconds": study.seconds,
+        "environment": machine,
+    }
+    plain: dict[str, Any] = _spelled(payload)
+    return plain
+
+
+def _data(problem: Problem) -> dict[str, Any]:
     missing = problem.inputs.isna().mean()
     return {
         "rows": len(problem.y),
         "target": problem.target,
         "task": "classification" if problem.classes else "regression",
-        "classes": list(problem.classes),
+        "classes": problem.classes,
         "env": problem.env_column,
-        "columns": [
-            {**asdict(column), "levels": list(column.levels), "missing": float(missing[column.name])}
-            for column in problem.columns
-        ],
+        "columns": [{**asdict(column), "missing": float(missing[column.name])} for column in problem.columns],
         "environments": [_environment(problem, e) for e in range(len(problem.names))],
     }
 
 
 def _environment(problem: Problem, e: int) -> dict[str, Any]:
     rows = problem.env == e
-    told: dict[str, Any]
+    y = problem.codes[rows]
     if problem.classes:
-        counts = np.bincount(problem.codes[rows].astype(int), minlength=len(problem.classes))
-        told = {"labels": dict(zip(problem.classes, counts.tolist(), strict=True))}
+        counts = np.bincount(y.astype(int), minlength=len(problem.classes))
+        told: dict[str, Any] = {"labels": dict(zip(problem.classes, counts.tolist(), strict=True))}
     else:
-        y = problem.codes[rows]
         told = {"target_mean": float(y.mean()), "target_deviation": float(y.std())}
     role = "train" if e < problem.n_train_envs else "test"
     return {"name": problem.names[e], "role": role, "rows": int(rows.sum()), **told}
 
 
-def compared(table: Sequence[Standing], choice: Choice) -> dict[str, Any]:
-    """The comparison: every candidate in every environment, the rule, and what it took.
-
-    Args:
-        table: the standings.
-        choice: the choice.
-
-    Returns:
-        Plain data.
-    """
+def _comparison(study: Study) -> dict[str, Any]:
+    choice = study.choice
     return {
+        "score": "R2" if not study.problem.classes else "accuracy",
         "rule": {
             "most_uneven": MOST_UNEVEN,
             "most_disagreement": MOST_DISAGREEMENT,
             "least_skill": LEAST_SKILL,
         },
-        "score": "accuracy" if _classifies(choice) else "R2",
-        "candidates": [_candidate(one, choice) for one in table],
+        "candidates": [
+            {
+                **asdict(one),
+                **asdict(one.candidate),
+                "candidate": one.candidate.name,
+                "invariant": one.candidate.name in choice.invariant,
+            }
+            for one in study.table
+        ],
         "taken": choice.taken.candidate.name,
         "why": choice.why,
-        "against_erm": {"candidate": choice.rival.candidate.name, **_finite(asdict(choice.gain))},
+        "against_erm": {"candidate": choice.rival.candidate.name, **asdict(choice.gain)},
     }
 
 
-def calibration(found: Sequence[Assessment], candidate: Candidate) -> dict[str, list[dict[str, float]]]:
-    """By training environment, what was predicted against what came true, on fresh rows of all seeds.
+def _calibration(found: Sequence[Assessment], name: str) -> dict[str, list[dict[str, float]]]:
+    """By training environment the bins that hold fresh rows: how many, what was predicted, what came true.
 
-    Args:
-        found: all assessments.
-        candidate: whose predictions.
-
-    Returns:
-        By environment the bins that hold rows: their number, mean prediction (probability of the predicted
-        class, or standardised target) and mean of what came true (share of hits, or standardised target).
+    Predicted is the probability of the predicted class, or the standardised target; what came true is the
+    share of hits, or the standardised target.
     """
-    sums: dict[str, np.ndarray[Any, Any]] = {}
+    sums: dict[str, Any] = {}
     for one in found:
-        if one.candidate == candidate.name and one.kind == "fresh":
+        if one.candidate == name and one.kind == "fresh":
             for seen in one.seen:
                 sums[seen.env] = sums.get(seen.env, 0) + np.array(seen.bins)
     return {
         env: [
-            {"rows": rows, "predicted": told / rows, "true": came / rows} for rows, told, came in bins.tolist() if rows
+            {"rows": rows, "predicted": told / rows, "true": came / rows}
+            for rows, told, came in bins.tolist()
+            if rows
         ]
         for env, bins in sums.items()
     }
 
 
-def result(
-    problem: Problem,
-    table: Sequence[Standing],
-    choice: Choice,
-    found: Sequence[Assessment],
-    verdicts: Sequence[Verdict],
-    witness: Candidate,
-    findings: Sequence[Finding],
-    model: dict[str, Any],
-    settings: dict[str, Any],
-) -> dict[str, Any]:
-    """All of it.
-
-    Args:
-        problem: the problem.
-        table: the standings.
-        choice: the choice.
-        found: all assessments.
-        verdicts: on every column.
-        witness: the candidate the verdicts rest on.
-        findings: the monitor's, in order.
-        model: what is to be told of the final model.
-        settings: what the command was told.
-
-    Returns:
-        Plain data without NaN or infinity.
-    """
-    erm = next(one.candidate for one in table if one.candidate.name == "erm")
+def _model(study: Study) -> dict[str, Any]:
+    model, fitted = study.model, study.model.fitted_
     return {
-        "status": "done",
-        "kind": "table",
-        "settings": settings,
-        "data": described(problem),
-        "findings": [asdict(finding) for finding in findings],
-        "comparison": compared(table, choice),
-        "columns": {"by": witness.name, "verdicts": [asdict(verdict) for verdict in verdicts]},
-        "calibration": {one.name: calibration(found, one) for one in {erm.name: erm, choice.taken.candidate.name: choice.taken.candidate}.values()},
-        "model": model,
+        "candidate": study.choice.taken.candidate.name,
+        "parameters": dict(study.choice.taken.candidate.parameters),
+        "columns": dict(zip(model.columns_, model.column_weights_.tolist(), strict=True)),
+        "inputs": sum(model.encoding_.blocks),
+        "n_weights": fitted.n_weights,
+        "kept": fitted.kept,
+        "steps": fitted.steps,
+        "trace": [asdict(trace) for trace in fitted.traces],
     }
 
 
-def _classifies(choice: Choice) -> bool:
-    return choice.classifies
-
-
-def _candidate(one: Standing, choice: Choice) -> dict[str, Any]:
-    return _finite(
-        {
-            "name": one.candidate.name,
-            "label": one.candidate.label,
-            "parameters": dict(one.candidate.parameters),
-            "held_out": [asdict(score) for score in one.held_out],
-            "fresh": [asdict(score) for score in one.fresh],
-            "tested": [asdict(score) for score in one.tested],
-            "uneven": one.uneven,
-            "disagreement": one.disagreement,
-            "skill": one.skill,
-            "invariant": one.candidate.name in choice.invariant,
-        }
-    )
-
-
-def _finite(data: dict[str, Any]) -> dict[str, Any]:
-    """The same with None for numbers that JSON has no words for."""
-    return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in data.items()
-    }
+def _spelled(value: Any) -> Any:
+    """The same with lists for tuples, and None for numbers that are not finite."""
+    if isinstance(value, dict):
+        return {str(name): _spelled(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_spelled(part) for part in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

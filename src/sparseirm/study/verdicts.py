@@ -60,18 +60,17 @@ def witness(choice: Choice, table: Sequence[Standing]) -> Standing:
     return min(invariant, key=lambda one: one.risk) if invariant else min(sparse, key=lambda one: one.uneven)
 
 
-def judge_columns(problem: Problem, found: Sequence[Assessment], sparse: str) -> list[Verdict]:
+def judge_columns(found: Sequence[Assessment], sparse: str, p: Mapping[str, float]) -> list[Verdict]:
     """A verdict on every column in use.
 
     Args:
-        problem: the problem; only training rows are looked at.
         found: all assessments.
         sparse: name of the candidate that tells columns apart, see `witness`.
+        p: by column, see `relation_p`.
 
     Returns:
-        One verdict per column, in the order of the table.
+        One verdict per column, in the order of ``p``.
     """
-    p = relation_p(problem)
     mine = [one for one in found if one.candidate == sparse]
     erm = _importance([one for one in found if one.candidate == "erm"])
     own = _importance(mine)
@@ -125,7 +124,9 @@ def _verdict(
     changes = p < LEVEL
     erm_uses = _share(name, erm) >= LEAST_USE
     everywhere = all(part.get(name, 0.0) > 0 for part in own.values()) and _share(name, own) >= LEAST_USE
-    relation = f"its relation to the target {'changes' if changes else 'does not change'} between environments"
+    relation = (
+        f"its relation to the target {'changes' if changes else 'does not change'} between environments"
+    )
     keeps = f"kept in {kept:.0%} of the sparse fits"
     if kept >= 0.5:
         verdict = STABLE if everywhere and not changes else DOUBTFUL if everywhere or changes else UNUSED
