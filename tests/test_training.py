@@ -254,3 +254,9 @@ def test_a_penalty_that_is_not_finite_stops_the_run_and_its_step_is_named() -> N
 def test_a_plan_out_of_range_is_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(SettingError, match=message):
         Plan(**settings)
+
+
+def test_the_learning_rate_drops_once_the_penalty_acts() -> None:
+    plan = Plan(steps=10, lr=2.0, lr_schedule="constant", penalty_from=0.3, lr_drop=0.25)
+    assert [plan.lr_at(step) for step in (0, 2, 3, 9)] == [2.0, 2.0, 0.5, 0.5]
+    assert replace(plan, penalty_weight=0.0).lr_at(9) == 2.0

@@ -25,11 +25,14 @@ KINDS = {
     **dict.fromkeys(("lr_schedule", "precision"), str),
     **dict.fromkeys(("n_train", "width", "steps", "batch_size", "eval_every", "seed"), int),
     **dict.fromkeys(("label_noise", "density", "weights_per_sample", "lr", "momentum", "eps", "l2"), float),
-    **dict.fromkeys(("penalty_weight", "penalty_from", "penalty_to"), float),
+    **dict.fromkeys(("penalty_weight", "penalty_from", "penalty_to", "lr_drop"), float),
 }
 """Types of fields, for recipes that come from files."""
 
-OF_PENALTY = ("penalty", "penalty_options", "penalty_weight", "penalty_from", "penalty_to", "divide_loss")
+OF_PENALTY = (
+    *("penalty", "penalty_options", "penalty_weight", "penalty_from", "penalty_to"),
+    *("divide_loss", "lr_drop"),
+)
 OF_SPARSIFIER = ("sparsifier", "density", "budget", "weights_per_sample", "sparsifier_options")
 
 
@@ -54,7 +57,8 @@ class Recipe:
         sparsifier: how the mask of a sparse method is found: probmask, structured, topk, gmp, l0, str,
             set, rigl or random.
         density: fraction of the maskable weights KEPT, in (0, 1]. Give this or `budget`.
-        budget: number of weights kept, or auto: `weights_per_sample` times the number of samples.
+        budget: number of weights kept, or auto: `weights_per_sample` times the number of samples, but
+            no more than half of the weights, the paper's density.
         weights_per_sample: weights kept per training sample when `budget` is auto.
         sparsifier_options: further settings of the sparsifier by name, such as decide_at 0.3.
         settings: where unset values come from: ours, paper or released.
@@ -71,6 +75,7 @@ class Recipe:
         penalty_to: fraction of the run at which the penalty has its full weight, rising geometrically
             from 1; it starts with its full weight if this is not after `penalty_from`.
         divide_loss: divide the loss by 1 + penalty_weight, as the released code does.
+        lr_drop: factor on the learning rate once the penalty acts, in (0, 1].
         precision: fp32 or bf16 (matrix products only; loss, penalty and probabilities stay fp32).
         eval_every: steps between two evaluations of the trajectory; they never influence the run.
         seed: seed of data, initial weights, batches and gates.
@@ -103,6 +108,7 @@ class Recipe:
     penalty_from: float | None = None
     penalty_to: float | None = None
     divide_loss: bool | None = None
+    lr_drop: float | None = None
     precision: str = "fp32"
     eval_every: int = 100
     seed: int = 0
@@ -281,7 +287,7 @@ class Recipe:
 
         Returns:
             ``density * d``, rounded, at least 1; or ``weights_per_sample * n_train``, rounded, from 1 to
-            ``d``, if `budget` is auto; else `budget`.
+            half of ``d``, if `budget` is auto; else `budget`.
 
         Raises:
             SettingError: if `budget` exceeds ``d``, or neither `density` nor `budget` is set.
@@ -289,7 +295,7 @@ class Recipe:
         if self.density is not None:
             return max(1, round(self.density * d))
         if self.budget == "auto":
-            return max(1, min(d, round(float(self.weights_per_sample or 0) * n_train)))
+            return max(1, min(d // 2, round(float(self.weights_per_sample or 0) * n_train)))
         if self.budget is None or self.budget > d:
             raise SettingError(
                 f"`budget` must not exceed the {d} maskable weights of this model; got {self.budget}. "

@@ -35,6 +35,7 @@ class Plan:
         penalty_to: fraction of the run at which the penalty has its full weight; it rises geometrically
             from 1 there. At or before ``penalty_from`` it starts with its full weight.
         divide_loss: divide the loss by ``1 + lambda`` once the penalty acts, as the released code does.
+        lr_drop: factor on the learning rate once the penalty acts, so that its onset does not overshoot.
         precision: ``fp32``, or ``bf16`` for bfloat16 matrix products.
 
     Raises:
@@ -52,6 +53,7 @@ class Plan:
     penalty_from: float = 0.16
     penalty_to: float = 0.0
     divide_loss: bool = False
+    lr_drop: float = 1.0
     precision: str = "fp32"
 
     def __post_init__(self) -> None:
@@ -67,6 +69,7 @@ class Plan:
             ("penalty_weight", "0 or more", self.penalty_weight >= 0),
             ("penalty_from", "a fraction of the run, in [0, 1]", 0 <= self.penalty_from <= 1),
             ("penalty_to", "a fraction of the run, in [0, 1]", 0 <= self.penalty_to <= 1),
+            ("lr_drop", "a factor in (0, 1]", 0 < self.lr_drop <= 1),
         ):
             if not holds:
                 raise SettingError(f"`{name}` must be {rule}; got {getattr(self, name)}.")
@@ -84,7 +87,8 @@ class Plan:
 
     def lr_at(self, step: int) -> float:
         """Learning rate of the weights in one step."""
-        return LR_SCHEDULES[self.lr_schedule](step / self.steps, self.lr)
+        dropped = self.lr_drop if self.penalty_weight_at(step) else 1.0
+        return dropped * LR_SCHEDULES[self.lr_schedule](step / self.steps, self.lr)
 
 
 LR_SCHEDULES: dict[str, Callable[[float, float], float]] = {
