@@ -81,6 +81,8 @@ def compare(
     *,
     methods: tuple[str, ...] = ("erm", "irm", "sparseirm", "oracle"),
     penalties: tuple[str, ...] = ("rex",),
+    sparsifiers: tuple[str, ...] = (),
+    densities: tuple[float, ...] = (),
     seeds: tuple[int, ...] = (0, 1, 2),
     data_root: str | None = None,
     store: Path = Path("results"),
@@ -99,6 +101,8 @@ def compare(
         recipe: what all runs have in common.
         methods: methods to compare, as in `--method`.
         penalties: penalties of the methods that have a choice, as in `--penalty`.
+        sparsifiers: sparsifiers of the sparse methods, as in `--sparsifier`; that one by default.
+        densities: densities of the sparse methods, as in `--density`; that one by default.
         seeds: one run each.
         data_root: folder of the data files; the variable SPARSEIRM_DATA otherwise.
         store: folder of the results.
@@ -106,9 +110,9 @@ def compare(
         workers: number of processes; one per core by default.
 
     Returns:
-        One row per method and penalty, with its results.
+        One row per method, penalty, sparsifier and density, with its results.
     """
-    recipes = _variants(recipe, methods, penalties, seeds)
+    recipes = _variants(recipe, methods, penalties, sparsifiers, densities, seeds)
     with _bar("all", len(recipes), unit="runs") as advance, local(workers) as pool:
 
         def on_done(recipe: Recipe, failure: str | None) -> None:
@@ -220,7 +224,12 @@ def _first_line(box: str, arguments: Sequence[str]) -> str:
 
 
 def _variants(
-    recipe: Recipe, methods: Sequence[str], penalties: Sequence[str], seeds: Sequence[int]
+    recipe: Recipe,
+    methods: Sequence[str],
+    penalties: Sequence[str],
+    sparsifiers: Sequence[str],
+    densities: Sequence[float],
+    seeds: Sequence[int],
 ) -> list[Recipe]:
     """All runs of a comparison; refuses empty or repeated names, and settings without effect in any run."""
     for name, instead in (("method", "methods"), ("penalty", "penalties"), ("seed", "seeds")):
@@ -230,10 +239,16 @@ def _variants(
         if not given or len(set(given)) < len(given):
             raise SettingError(f"`{name}` must name each one once, and at least one; got {list(given)}.")
     kinds = [(method, lookup("method", METHODS, method)) for method in methods]
+    sparse = _sparse_variants(recipe, sparsifiers, densities)
+    if (sparsifiers or densities) and not any(kind.sparse for _, kind in kinds):
+        raise SettingError(
+            "`sparsifiers` and `densities` have no effect: no method is sparse. Leave them out."
+        )
     variants = [
-        recipe.adapted(method, penalty)
+        start.adapted(method, penalty)
         for method, kind in kinds
         for penalty in (penalties if kind.invariant and not kind.penalty else (kind.penalty,))
+        for start in (sparse if kind.sparse else [recipe])
     ]
     shared = {f.name for f in fields(Recipe)} - {"method", "penalty", "seed"}
     for name in sorted(name for name in shared if getattr(recipe, name) != getattr(DEFAULT, name)):
@@ -241,6 +256,23 @@ def _variants(
         if all(getattr(variant, name) != given for variant in variants):
             raise SettingError(f"`{name}` has no effect with methods {', '.join(methods)}; got {given}.")
     return [replace(variant, seed=seed) for variant in variants for seed in seeds]
+
+
+def _sparse_variants(recipe: Recipe, sparsifiers: Sequence[str], densities: Sequence[float]) -> list[Recipe]:
+    """The recipe with every sparsifier at every density; the recipe's own where none are given."""
+    for name, plural, given in (
+        ("sparsifier", "sparsifiers", sparsifiers),
+        ("density", "densities", densities),
+    ):
+        if given and getattr(recipe, name) is not None:
+            raise SettingError(f"give `{name}` or `{plural}`, not both.")
+        if len(set(given)) < len(given):
+            raise SettingError(f"`{plural}` must name each one once; got {list(given)}.")
+    return [
+        replace(recipe, sparsifier=sparsifier, density=density)
+        for sparsifier in sparsifiers or (recipe.sparsifier,)
+        for density in densities or (recipe.density,)
+    ]
 
 
 def _table(table: Sequence[Row]) -> Table:

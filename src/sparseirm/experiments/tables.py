@@ -87,15 +87,43 @@ def markdown(table: Iterable[Row]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
+def grid(table: Iterable[Row]) -> str:
+    """Rows of sparse methods as a Markdown table of sparsifiers against densities: train / test accuracy.
+
+    Args:
+        table: rows, one per sparsifier and density.
+
+    Returns:
+        The table; cells without a row are empty.
+
+    Raises:
+        SettingError: if two rows belong into one cell.
+    """
+    found: dict[tuple[str, float], str] = {}
+    for row in table:
+        recipe = row.results[0].recipe
+        place = (str(recipe.sparsifier), float(recipe.density or 0))
+        if place in found:
+            raise SettingError(f"two rows have {place[0]} at density {place[1]:g}; name more fields.")
+        found[place] = f"{row.accuracy('train')} / {row.accuracy('test')}"
+    densities = sorted({density for _, density in found})
+    names = dict.fromkeys(name for name, _ in found)
+    lines = [("train / test", *(f"density {d:g}" for d in densities)), ("---", *["---:"] * len(densities))]
+    lines += [(name, *(found.get((name, d), "") for d in densities)) for name in names]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
 def label(recipe: Recipe) -> str:
     """The method in words.
 
-    >>> label(Recipe(method="irm", penalty="rex"))
-    'IRM (rex)'
+    >>> label(Recipe(method="irm", penalty="rex")), label(Recipe(penalty="rex", sparsifier="topk"))
+    ('IRM (rex)', 'SparseIRM (rex, topk)')
     """
     recipe = recipe.resolved()
     name = METHOD_NAMES.get(recipe.method, recipe.method)
-    return f"{name} ({recipe.penalty})" if recipe.penalty else name
+    usual = recipe.sparsifier in (None, "probmask")
+    details = [word for word in (recipe.penalty, None if usual else recipe.sparsifier) if word]
+    return f"{name} ({', '.join(details)})" if details else name
 
 
 METHOD_NAMES = {
