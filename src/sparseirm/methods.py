@@ -51,6 +51,7 @@ _PAPER: dict[str, Any] = {
     "penalty_to": 0.0,
     "divide_loss": False,
     "lr_drop": 1.0,
+    "lr_stop": 1.0,
     "density": 0.5,
     "weights_per_sample": 3.0,
     "sparsifier_options": {
@@ -70,6 +71,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "eps": 1e-12,
         "penalty_from": 0.2,
         "lr_drop": 0.3,
+        "lr_stop": 0.6,
         "density": None,
         "budget": "auto",
         "sparsifier_options": {"shrink_to": 0.13, "decide_at": 0.16, "score_lr": 3e-2},

@@ -25,13 +25,13 @@ KINDS = {
     **dict.fromkeys(("lr_schedule", "precision"), str),
     **dict.fromkeys(("n_train", "width", "steps", "batch_size", "eval_every", "seed"), int),
     **dict.fromkeys(("label_noise", "density", "weights_per_sample", "lr", "momentum", "eps", "l2"), float),
-    **dict.fromkeys(("penalty_weight", "penalty_from", "penalty_to", "lr_drop"), float),
+    **dict.fromkeys(("penalty_weight", "penalty_from", "penalty_to", "lr_drop", "lr_stop"), float),
 }
 """Types of fields, for recipes that come from files."""
 
 OF_PENALTY = (
     *("penalty", "penalty_options", "penalty_weight", "penalty_from", "penalty_to"),
-    *("divide_loss", "lr_drop"),
+    *("divide_loss", "lr_drop", "lr_stop"),
 )
 OF_SPARSIFIER = ("sparsifier", "density", "budget", "weights_per_sample", "sparsifier_options")
 
@@ -76,6 +76,7 @@ class Recipe:
             from 1; it starts with its full weight if this is not after `penalty_from`.
         divide_loss: divide the loss by 1 + penalty_weight, as the released code does.
         lr_drop: factor on the learning rate once the penalty acts, in (0, 1].
+        lr_stop: fraction of the run at which the schedule of the learning rate is over once the penalty acts.
         precision: fp32 or bf16 (matrix products only; loss, penalty and probabilities stay fp32).
         eval_every: steps between two evaluations of the trajectory; they never influence the run.
         seed: seed of data, initial weights, batches and gates.
@@ -109,6 +110,7 @@ class Recipe:
     penalty_to: float | None = None
     divide_loss: bool | None = None
     lr_drop: float | None = None
+    lr_stop: float | None = None
     precision: str = "fp32"
     eval_every: int = 100
     seed: int = 0
@@ -350,6 +352,8 @@ class Recipe:
             idle |= dict.fromkeys(OF_SPARSIFIER, f"method {self.method!r} keeps every weight")
         elif self.budget != "auto" and (self.density is not None or self.budget is not None):
             idle["weights_per_sample"] = "`density` or `budget` already says how many weights are kept"
+        if self.lr_schedule == "constant":
+            idle["lr_stop"] = "a constant learning rate has no schedule that could be over"
         if self.optimizer != "sgd":
             idle["momentum"] = "only sgd has one"
         elif not method.sparse:

@@ -36,6 +36,8 @@ class Plan:
             from 1 there. At or before ``penalty_from`` it starts with its full weight.
         divide_loss: divide the loss by ``1 + lambda`` once the penalty acts, as the released code does.
         lr_drop: factor on the learning rate once the penalty acts, so that its onset does not overshoot.
+        lr_stop: fraction of the run at which the learning rate's schedule is over once the penalty acts, so that
+            the network does not drift on among the many that satisfy the penalty.
         precision: ``fp32``, or ``bf16`` for bfloat16 matrix products.
 
     Raises:
@@ -54,6 +56,7 @@ class Plan:
     penalty_to: float = 0.0
     divide_loss: bool = False
     lr_drop: float = 1.0
+    lr_stop: float = 1.0
     precision: str = "fp32"
 
     def __post_init__(self) -> None:
@@ -70,6 +73,7 @@ class Plan:
             ("penalty_from", "a fraction of the run, in [0, 1]", 0 <= self.penalty_from <= 1),
             ("penalty_to", "a fraction of the run, in [0, 1]", 0 <= self.penalty_to <= 1),
             ("lr_drop", "a factor in (0, 1]", 0 < self.lr_drop <= 1),
+            ("lr_stop", "a fraction of the run, in (0, 1]", 0 < self.lr_stop <= 1),
         ):
             if not holds:
                 raise SettingError(f"`{name}` must be {rule}; got {getattr(self, name)}.")
@@ -87,8 +91,10 @@ class Plan:
 
     def lr_at(self, step: int) -> float:
         """Learning rate of the weights in one step."""
-        dropped = self.lr_drop if self.penalty_weight_at(step) else 1.0
-        return dropped * LR_SCHEDULES[self.lr_schedule](step / self.steps, self.lr)
+        schedule, progress = LR_SCHEDULES[self.lr_schedule], step / self.steps
+        if not self.penalty_weight_at(step):
+            return schedule(progress, self.lr)
+        return schedule(min(1.0, progress / self.lr_stop), self.lr_drop * self.lr)
 
 
 LR_SCHEDULES: dict[str, Callable[[float, float], float]] = {
