@@ -94,7 +94,7 @@ LR_SCHEDULES: dict[str, Callable[[float, float], float]] = {
 
 OPTIMIZERS: dict[str, Callable[[list[Tensor], Plan], Optimizer]] = {
     "adam": lambda tensors, plan: Adam(tensors, lr=plan.lr, eps=plan.eps, fused=_fusable(tensors)),
-    "sgd": lambda tensors, plan: SGD(tensors, lr=plan.lr, momentum=plan.momentum),
+    "sgd": lambda tensors, plan: SGD(tensors, lr=plan.lr, momentum=plan.momentum, fused=_fusable(tensors)),
 }
 
 
