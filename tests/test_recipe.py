@@ -113,6 +113,7 @@ CHANGES: dict[str, Any] = {
     "sparsifier_options": {"decide_at": 0.5},
     "settings": "released",
     "steps": 10,
+    "epochs": 10,
     "batch_size": 64,
     "optimizer": "adam",
     "lr": 1e-5,

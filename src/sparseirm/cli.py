@@ -62,7 +62,7 @@ def train(
         The result.
     """
     recipe = recipe.resolved()
-    with _bar(label(recipe), recipe.steps or 1) as on_step:
+    with _bar(label(recipe), recipe.plan().steps) as on_step:
         result = run(recipe, data_root=data_root, out=out, resume=resume, device=device, on_step=on_step)
     console = Console(width=100)
     for split, score in result.last.items():

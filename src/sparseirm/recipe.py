@@ -7,10 +7,11 @@ from typing import Any, Literal
 
 from sparseirm.core import Loss, Penalty, SettingError, Sparsifier
 from sparseirm.data import DATASETS, DEFAULTS, DataSet
+from sparseirm.data.environments import steps_per_epoch
 from sparseirm.files import canonical, digest
 from sparseirm.losses import LOSSES
-from sparseirm.methods import METHODS, SETTINGS, Method
-from sparseirm.models import MODELS
+from sparseirm.methods import METHODS, SETTINGS, Method, defaults
+from sparseirm.models import MODELS, maker
 from sparseirm.penalties import USUAL_WEIGHTS
 from sparseirm.penalties import defaults as penalty_defaults
 from sparseirm.penalties import make as make_penalty
@@ -23,7 +24,7 @@ Option = float | int | str | bool
 KINDS = {
     **dict.fromkeys(("data", "model", "method", "penalty", "sparsifier", "settings", "optimizer"), str),
     **dict.fromkeys(("lr_schedule", "precision"), str),
-    **dict.fromkeys(("n_train", "width", "steps", "batch_size", "eval_every", "seed"), int),
+    **dict.fromkeys(("n_train", "width", "steps", "epochs", "batch_size", "eval_every", "seed"), int),
     **dict.fromkeys(("label_noise", "density", "weights_per_sample", "lr", "momentum", "eps", "l2"), float),
     **dict.fromkeys(("penalty_weight", "penalty_from", "penalty_to", "lr_drop", "lr_stop"), float),
 }
@@ -48,7 +49,7 @@ class Recipe:
         correlations: how often the spurious attribute agrees with the label, in each training
             environment and, last, in the test environment, each in [0, 1].
         label_noise: fraction of labels that are wrong, in [0, 1].
-        model: network: mlp.
+        model: network: mlp; resnet18 or another classifier of torchvision by name; timm:NAME for one of timm.
         width: hidden units of each of the mlp's two hidden layers.
         method: erm, oracle, sparseerm, irm, bayesianirm or sparseirm.
         penalty: invariance penalty of irm and sparseirm: irmv1, rex, irmv1_split, bayesian, mmrex,
@@ -62,8 +63,10 @@ class Recipe:
         weights_per_sample: weights kept per training sample when `budget` is auto.
         sparsifier_options: further settings of the sparsifier by name, such as decide_at 0.3.
         settings: where unset values come from: ours, paper or released.
-        steps: optimiser steps.
-        batch_size: samples per step, every environment among them; full batches by default.
+        steps: optimiser steps. Give this or `epochs`.
+        epochs: times the training goes through the data.
+        batch_size: samples per step, every environment among them; by default all for the mlp, 1024 for
+            other networks if there are as many.
         optimizer: adam or sgd, for the weights.
         lr: learning rate of the weights.
         lr_schedule: cosine or constant.
@@ -87,7 +90,7 @@ class Recipe:
     correlations: tuple[float, ...] | None = None
     label_noise: float | None = None
     model: str = "mlp"
-    width: int = 390
+    width: int | None = None
     method: str = "sparseirm"
     penalty: str | None = None
     penalty_options: dict[str, Option] = field(default_factory=dict)
@@ -98,6 +101,7 @@ class Recipe:
     sparsifier_options: dict[str, Option] = field(default_factory=dict)
     settings: str = "ours"
     steps: int | None = None
+    epochs: int | None = None
     batch_size: int | None = None
     optimizer: str | None = None
     lr: float | None = None
@@ -139,25 +143,36 @@ class Recipe:
         """
         self._check_types()
         one_of("data set", self.data, DATASETS)
-        one_of("model", self.model, MODELS)
+        maker(self.model)
         one_of("settings", self.settings, SETTINGS)
         method = lookup("method", METHODS, self.method)
         self._refuse_what_has_no_effect(method)
-        defaults, recipe = {**SETTINGS[self.settings], **DEFAULTS[self.data]}, self
+        usual, recipe = self._defaults(), self
         if method.sparse and self.density is None and self.budget is None:
-            recipe = replace(recipe, density=defaults.get("density"), budget=defaults.get("budget"))
-        unset = {name for name in defaults if getattr(recipe, name) is None}
+            recipe = replace(recipe, density=usual.get("density"), budget=usual.get("budget"))
+        unset = {name for name in usual if getattr(recipe, name) is None}
         unset -= {*recipe._idle(method), "density", "budget"}
-        recipe = replace(recipe, **{name: defaults[name] for name in unset})
+        recipe = replace(recipe, **{name: usual[name] for name in unset})
         if method.invariant:
             recipe = recipe._with_penalty(method, given_weight=self.penalty_weight)
         if method.sparse:
-            recipe = recipe._with_sparsifier(defaults["sparsifier_options"])
+            recipe = recipe._with_sparsifier(usual["sparsifier_options"])
+        recipe._check_counts()
         recipe.plan()
-        for name, least in (("width", 1), ("eval_every", 1)):
-            if getattr(recipe, name) < least:
-                raise SettingError(f"`{name}` must be at least {least}; got {getattr(recipe, name)}.")
         return recipe
+
+    def _defaults(self) -> dict[str, Any]:
+        """Values of what is left open, of the settings and the data set."""
+        usual = {
+            **defaults(self.settings, self.model, self.data, self.optimizer),
+            **DEFAULTS.get(self.data, {}),
+        }
+        if self.steps is not None or self.epochs is not None:
+            usual = {name: value for name, value in usual.items() if name not in ("steps", "epochs")}
+        n_train = self.n_train or usual.get("n_train")
+        if n_train is not None and n_train < usual.get("batch_size", 0):
+            del usual["batch_size"]
+        return usual
 
     def _with_penalty(self, method: Method, given_weight: float | None) -> Recipe:
         """The penalty's name, weight and options written out and checked."""
@@ -305,16 +320,21 @@ class Recipe:
             )
         return self.budget
 
-    def plan(self) -> Plan:
+    def plan(self, n_train: int | None = None) -> Plan:
         """Length, optimiser and schedules of the run.
 
+        Args:
+            n_train: number of training samples, all environments together; None for that of the recipe.
+
         Returns:
-            The plan; fields that are None take the defaults of `Plan`.
+            The plan, `epochs` counted in steps; fields that are None take the defaults of `Plan`.
 
         Raises:
             SettingError: if a value is unknown or out of range.
         """
         given = {f.name: getattr(self, f.name) for f in fields(Plan)}
+        if self.epochs is not None:
+            given["steps"] = self.epochs * steps_per_epoch(n_train or self.n_train or 1, self.batch_size)
         return Plan(**{name: value for name, value in given.items() if value is not None})
 
     def loss(self, data: DataSet) -> Loss:
@@ -354,7 +374,9 @@ class Recipe:
             idle["weights_per_sample"] = "`density` or `budget` already says how many weights are kept"
         if self.lr_schedule == "constant":
             idle["lr_stop"] = "a constant learning rate has no schedule that could be over"
-        if self.optimizer != "sgd":
+        if self.model not in MODELS:
+            idle["width"] = f"model {self.model!r} has none"
+        if (self.optimizer or self._defaults()["optimizer"]) != "sgd":
             idle["momentum"] = "only sgd has one"
         elif not method.sparse:
             idle["eps"] = "nothing is trained with Adam"
@@ -371,6 +393,14 @@ class Recipe:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
                 raise SettingError(f"`{name}` must be of type {kind.__name__}; got {value!r}.")
+
+    def _check_counts(self) -> None:
+        if self.steps is not None and self.epochs is not None:
+            raise SettingError(f"give `steps` or `epochs`, not both; got {self.steps} and {self.epochs}.")
+        for name in ("width", "epochs", "batch_size", "eval_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise SettingError(f"`{name}` must be at least 1; got {value}.")
 
     def _check_budget(self) -> None:
         if self.density is not None and self.budget is not None:

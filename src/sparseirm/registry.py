@@ -12,13 +12,14 @@ from sparseirm.core import SettingError
 T = TypeVar("T")
 
 
-def one_of(kind: str, name: str, known: Iterable[str]) -> str:
+def one_of(kind: str, name: str, known: Iterable[str], listed: str = "") -> str:
     """``name`` itself if it is known.
 
     Args:
         kind: what the name is of, for the message.
         name: the name asked for.
         known: all names there are.
+        listed: words for all of them, where they are too many to be listed.
 
     Returns:
         ``name``.
@@ -37,7 +38,7 @@ def one_of(kind: str, name: str, known: Iterable[str]) -> str:
         return name
     near = difflib.get_close_matches(name, known, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise SettingError(f"no {kind} is named {name!r}.{hint} Known: {', '.join(known)}.")
+    raise SettingError(f"no {kind} is named {name!r}.{hint} Known: {listed or ', '.join(known)}.")
 
 
 def lookup(kind: str, table: Mapping[str, T], name: str) -> T:

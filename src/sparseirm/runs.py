@@ -7,7 +7,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparseirm.core import NonFiniteError, SettingError, Sparsifier
+from sparseirm.core import Moment, NonFiniteError, SettingError, Sparsifier
 from sparseirm.data import Batches, DataSet
+from sparseirm.evaluation.batch_norm import deployed_buffers
 from sparseirm.evaluation.metrics import Score, deployed, evaluate, undecided
 from sparseirm.files import read_json, read_tensors, write_json, write_tensors
-from sparseirm.models import MODELS, Network, build, network
+from sparseirm.models import Network, build, maker, network
+from sparseirm.randomness import generator
 from sparseirm.recipe import Recipe
 from sparseirm.training.checkpoint import load_state, save_state
 from sparseirm.training.loop import Record, train
@@ -67,7 +69,8 @@ class Result:
         budget: K, the number of weights asked for.
         kept: number of ones in the final mask.
         seconds: time spent training and evaluating, over all resumed pieces.
-        environment: versions, processor, threads.
+        environment: versions, processor, threads. If the run was resumed where one of these differs,
+            ``resumed_on`` lists that environment: the same bits are only promised within one.
     """
 
     recipe: Recipe
@@ -144,9 +147,10 @@ def run(
     data = recipe.make_data(data_root).to(place)
     net = network(_module(recipe, data).to(place))
     sparsifier = recipe.make_sparsifier(net.layout.size, len(data.train))
-    plan, loss = recipe.plan(), recipe.loss(data)
+    plan, loss = recipe.plan(len(data.train)), recipe.loss(data)
+    batches = _batches(recipe, data)
     state = start(net, sparsifier, plan, recipe.seed)
-    trajectory, seconds = _restored(folder, state)
+    trajectory, seconds, machine = _restored(folder, state, machine)
     begun = saved = time.monotonic()
     whole = False  # True between two steps, when weights and step number belong together
 
@@ -161,21 +165,21 @@ def run(
         whole = True
         on_step(record, trajectory)
         if folder and not last and time.monotonic() - saved >= checkpoint_seconds:
-            _save(folder, state, recipe, trajectory, spent())
+            _save(folder, state, recipe, trajectory, spent(), machine)
             saved = time.monotonic()
         whole = False
 
-    batches = Batches(data.train.samples, len(data.train.names), recipe.batch_size, recipe.seed)
     try:
         train(net, batches, loss, recipe.make_penalty(), sparsifier, plan, state, recipe.seed, after_step)
     except KeyboardInterrupt:
         if folder and whole and state.step < plan.steps:
-            _save(folder, state, recipe, trajectory, spent())
+            _save(folder, state, recipe, trajectory, spent(), machine)
         raise
     mask = sparsifier.mask(state.weights.detach(), state.memory)
     result = Result(recipe, trajectory, net.layout.size, sparsifier.budget, int(mask.sum()), spent(), machine)
     if folder:
-        tensors = {**net.layout.split(deployed(sparsifier, state)), **state.others, **state.buffers}
+        buffers = _as_deployed(net, sparsifier, state, data, recipe).buffers
+        tensors = {**net.layout.split(deployed(sparsifier, state)), **state.others, **buffers}
         write_tensors(folder / MODEL, tensors, {"recipe": recipe.to_json()})
         write_json(folder / RESULT, result.to_json())
         (folder / CHECKPOINT).unlink(missing_ok=True)
@@ -217,7 +221,11 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 def _module(recipe: Recipe, data: DataSet) -> nn.Module:
     shape = tuple(data.train.samples.x.shape[1:])
-    return build(lambda: MODELS[recipe.model](shape, data.n_outputs, recipe.width), recipe.seed)
+    return build(lambda: maker(recipe.model)(shape, data.n_outputs, recipe.width), recipe.seed)
+
+
+def _batches(recipe: Recipe, data: DataSet) -> Batches:
+    return Batches(data.train.samples, len(data.train.names), recipe.batch_size, recipe.seed)
 
 
 def _device(name: str) -> torch.device:
@@ -267,24 +275,57 @@ def _same(old: Recipe, new: Recipe, folder: Path) -> None:
         raise SettingError(f"{folder} holds another run ({changes}). Choose another `out`.")
 
 
-def _restored(folder: Path | None, state: State) -> tuple[list[Point], float]:
+def _restored(
+    folder: Path | None, state: State, here: dict[str, Any]
+) -> tuple[list[Point], float, dict[str, Any]]:
+    """Fill the state from the checkpoint, if any; return trajectory, seconds and environment so far."""
     if folder is None or not (folder / CHECKPOINT).exists():
-        return [], 0.0
+        return [], 0.0, here
     note = load_state(folder / CHECKPOINT, state)
-    return [Point.from_json(point) for point in note["trajectory"]], note["seconds"]
+    trajectory = [Point.from_json(point) for point in note["trajectory"]]
+    return trajectory, note["seconds"], _resumed(note["environment"], here)
 
 
-def _save(folder: Path, state: State, recipe: Recipe, trajectory: list[Point], seconds: float) -> None:
-    note = {"recipe": recipe.to_json(), "trajectory": [asdict(p) for p in trajectory], "seconds": seconds}
+def _resumed(began: dict[str, Any], here: dict[str, Any]) -> dict[str, Any]:
+    """The environment a run began in; under ``resumed_on`` each other one it was resumed on, once.
+
+    >>> _resumed({"threads": 1}, {"threads": 1})
+    {'threads': 1}
+    >>> _resumed({"threads": 1}, {"threads": 2})
+    {'threads': 1, 'resumed_on': [{'threads': 2}]}
+    """
+    others = began.get("resumed_on", [])
+    if here in ({name: value for name, value in began.items() if name != "resumed_on"}, *others):
+        return began
+    return {**began, "resumed_on": [*others, here]}
+
+
+def _save(
+    folder: Path,
+    state: State,
+    recipe: Recipe,
+    trajectory: list[Point],
+    seconds: float,
+    machine: dict[str, Any],
+) -> None:
+    points = [asdict(point) for point in trajectory]
+    note = {"recipe": recipe.to_json(), "trajectory": points, "seconds": seconds, "environment": machine}
     save_state(folder / CHECKPOINT, state, note)
+
+
+def _as_deployed(net: Network, sparsifier: Sparsifier, state: State, data: DataSet, recipe: Recipe) -> State:
+    """The state after a step, with the buffers of the deterministic network."""
+    noise = generator(recipe.seed, "evaluation", state.step, device=state.weights.device)
+    now = Moment(state.step - 1, recipe.plan(len(data.train)).steps, noise)
+    return replace(state, buffers=deployed_buffers(net, sparsifier, state, _batches(recipe, data), now))
 
 
 def _point(
     net: Network, sparsifier: Sparsifier, state: State, data: DataSet, recipe: Recipe, record: Record
 ) -> Point:
-    weights = deployed(sparsifier, state)
+    weights, ready = deployed(sparsifier, state), _as_deployed(net, sparsifier, state, data, recipe)
     loss = recipe.loss(data)
-    scores = {name: evaluate(net, state, weights, split, loss) for name, split in data.splits.items()}
+    scores = {name: evaluate(net, ready, weights, split, loss) for name, split in data.splits.items()}
     if not all(math.isfinite(score.risk) for score in scores.values()):
         raise NonFiniteError(
             f"the risk of the masked network is not finite after step {record.step}. Lower `lr`, or check "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -64,6 +65,11 @@ class Split:
     def __len__(self) -> int:
         return len(self.samples)
 
+    def to(self, device: torch.device) -> Split:
+        """The same part on another device."""
+        spurious = None if self.spurious is None else self.spurious.to(device)
+        return Split(self.samples.to(device), self.names, spurious)
+
 
 @dataclass(frozen=True)
 class DataSet:
@@ -109,10 +115,17 @@ class DataSet:
 
     def to(self, device: torch.device) -> DataSet:
         """The same data set on another device."""
-        moved: dict[str, Any] = {
-            name: replace(part, samples=part.samples.to(device)) for name, part in self.splits.items()
-        }
+        moved: dict[str, Any] = {name: part.to(device) for name, part in self.splits.items()}
         return replace(self, **moved)
+
+
+def steps_per_epoch(n: int, batch_size: int | None) -> int:
+    """Number of steps that go through ``n`` samples once; the last one is counted whole.
+
+    >>> steps_per_epoch(10_000, 1024), steps_per_epoch(10_000, None)
+    (10, 1)
+    """
+    return 1 if batch_size is None else -(-n // batch_size)
 
 
 @dataclass(frozen=True)
@@ -150,13 +163,13 @@ class Batches:
             raise SettingError(
                 f"`batch_size` must lie between the number of environments ({self.n_envs}) and the number "
                 f"of training samples ({n}), so that a batch can hold every environment; got {size}. "
-                "Leave it out to train on full batches."
+                "Leave it out for the default."
             )
 
     @property
     def per_epoch(self) -> int:
         """Number of steps that go through the data once."""
-        return 1 if self.batch_size is None else max(1, len(self.samples) // self.batch_size)
+        return steps_per_epoch(len(self.samples), self.batch_size)
 
     def shares(self) -> list[int]:
         """How many samples of each environment a batch holds: proportional, at least one each."""
@@ -175,15 +188,32 @@ class Batches:
         if self.batch_size is None:
             return self.samples
         picked = []
-        for e, share in enumerate(self.shares()):
-            members = (self.samples.env == e).nonzero()[:, 0]
+        for env, share in enumerate(self._shares):
             first = step * share
             while share > 0:
-                lap, start = divmod(first, len(members))
-                order = torch.randperm(len(members), generator=generator(self.seed, "batches", e, lap)).to(
-                    members.device
-                )
-                piece = members[order[start : start + share]]
+                lap, start = divmod(first, len(self._members[env]))
+                piece = self._lap(env, lap)[start : start + share]
                 picked.append(piece)
                 first, share = first + len(piece), share - len(piece)
         return self.samples.take(torch.cat(picked))
+
+    @cached_property
+    def _shares(self) -> list[int]:
+        return self.shares()
+
+    @cached_property
+    def _members(self) -> list[Tensor]:
+        return [(self.samples.env == env).nonzero()[:, 0] for env in range(self.n_envs)]
+
+    @cached_property
+    def _last_laps(self) -> dict[int, tuple[int, Tensor]]:
+        return {}
+
+    def _lap(self, env: int, lap: int) -> Tensor:
+        """The samples of an environment in the order of one lap; the last one asked for is kept."""
+        known = self._last_laps.get(env)
+        if known is None or known[0] != lap:
+            members, noise = self._members[env], generator(self.seed, "batches", env, lap)
+            order = torch.randperm(len(members), generator=noise).to(members.device)
+            known = self._last_laps[env] = lap, members[order]
+        return known[1]

@@ -16,6 +16,9 @@ from sparseirm.training.state import State
 CHUNK = 8192
 """Samples per forward pass of an evaluation."""
 
+IMAGES = 512
+"""The same for networks with convolutions, whose activations are larger."""
+
 
 @dataclass(frozen=True)
 class Score:
@@ -49,10 +52,11 @@ def evaluate(network: Network, state: State, weights: Tensor, split: Split, loss
     Returns:
         The score: accuracies in percent, risks in the unit of the loss (nats, or squared units of ``y``).
     """
+    chunk = IMAGES if network.convolutional else CHUNK
     with fast_matmul():
         pieces = [
             network.logits(x, weights, state.others, state.buffers)
-            for x in torch.split(split.samples.x, CHUNK)
+            for x in torch.split(split.samples.x, chunk)
         ]
     logits, samples = torch.cat(pieces), split.samples
     out = Outputs(logits, samples.y, samples.env, len(split.names), loss, samples.weight)

@@ -116,7 +116,8 @@ def carry_out(
 
 def _cost(recipe: Recipe) -> float:
     recipe = recipe.resolved()
-    return (recipe.n_train or 1) * recipe.width * (recipe.width + 400) * (recipe.steps or 1)
+    width = recipe.width or 8000  # of an MLP about as slow as a ResNet-18
+    return (recipe.batch_size or recipe.n_train or 1) * width * (width + 400) * recipe.plan().steps
 
 
 def _alone() -> None:

@@ -36,8 +36,8 @@ class Plan:
             from 1 there. At or before ``penalty_from`` it starts with its full weight.
         divide_loss: divide the loss by ``1 + lambda`` once the penalty acts, as the released code does.
         lr_drop: factor on the learning rate once the penalty acts, so that its onset does not overshoot.
-        lr_stop: fraction of the run at which the learning rate's schedule is over once the penalty acts, so that
-            the network does not drift on among the many that satisfy the penalty.
+        lr_stop: fraction of the run at which the learning rate's schedule is over once the penalty acts, so
+            that the network does not drift on among the many that satisfy the penalty.
         precision: ``fp32``, or ``bf16`` for bfloat16 matrix products.
 
     Raises:
@@ -104,7 +104,7 @@ LR_SCHEDULES: dict[str, Callable[[float, float], float]] = {
 
 OPTIMIZERS: dict[str, Callable[[list[Tensor], Plan], Optimizer]] = {
     "adam": lambda tensors, plan: Adam(tensors, lr=plan.lr, eps=plan.eps, fused=_fusable(tensors)),
-    "sgd": lambda tensors, plan: SGD(tensors, lr=plan.lr, momentum=plan.momentum),
+    "sgd": lambda tensors, plan: SGD(tensors, lr=plan.lr, momentum=plan.momentum, fused=_fusable(tensors)),
 }
 
 
