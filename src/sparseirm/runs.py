@@ -6,7 +6,7 @@ import math
 import platform
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -22,9 +22,10 @@ from sparseirm.files import read_json, read_tensors, write_json, write_tensors
 from sparseirm.models import MODELS, Network, build, network
 from sparseirm.recipe import Recipe
 from sparseirm.training.checkpoint import load_state, save_state
-from sparseirm.training.loop import Record, train
+from sparseirm.training.loop import Record
 from sparseirm.training.precision import onednn_routed
-from sparseirm.training.state import State, start
+from sparseirm.training.stages import Stage, enter, train_stages
+from sparseirm.training.state import State
 
 RESULT, MODEL, CHECKPOINT = "result.json", "model.safetensors", "checkpoint.safetensors"
 
@@ -34,7 +35,7 @@ class Point:
     """One evaluation on the way: of the deterministic network, on every split.
 
     Attributes:
-        step: optimiser steps taken.
+        step: optimiser steps taken, in all stages of the run together.
         risk: training risk of the relaxed network in that step.
         penalty: its penalty, unweighted.
         density: fraction of the maskable weights that the deployed network keeps.
@@ -62,7 +63,8 @@ class Result:
 
     Attributes:
         recipe: the resolved recipe.
-        trajectory: evaluations every ``eval_every`` steps; the last one is the last step.
+        trajectory: evaluations every ``eval_every`` steps and at the end of every stage; the last one is
+            the last step.
         n_weights: number of maskable weights, d.
         budget: K, the number of weights asked for.
         kept: number of ones in the final mask.
@@ -118,7 +120,8 @@ def run(
         out: folder for ``result.json``, ``model.safetensors`` and, on the way, a checkpoint.
         resume: go on from the checkpoint in ``out``, or return its result if it is finished.
         device: where to compute: ``cpu``, ``cuda``, ``cuda:1`` ...
-        on_step: called after every step with its record and the trajectory so far.
+        on_step: called after every step with its record, whose steps are counted through all stages, and the
+            trajectory so far.
         checkpoint_seconds: time between two checkpoints.
 
     Returns:
@@ -143,35 +146,37 @@ def run(
             return finished
     data = recipe.make_data(data_root).to(place)
     net = network(_module(recipe, data).to(place))
-    sparsifier = recipe.make_sparsifier(net.layout.size, len(data.train))
-    plan, loss = recipe.plan(), recipe.loss(data)
-    state = start(net, sparsifier, plan, recipe.seed)
-    trajectory, seconds = _restored(folder, state)
+    stages = recipe.stages(net.layout.size, len(data.train))
+    state, trajectory, seconds = _restored(folder, net, stages, recipe.seed)
     begun = saved = time.monotonic()
-    whole = False  # True between two steps, when weights and step number belong together
+    total = recipe.total_steps
+    whole: State | None = None  # known between two steps, when weights and step number belong together
 
     def spent() -> float:
         return seconds + time.monotonic() - begun
 
     def after_step(state: State, record: Record) -> None:
         nonlocal saved, whole
-        last = record.step == plan.steps
-        if last or record.step % recipe.eval_every == 0:
-            trajectory.append(_point(net, sparsifier, state, data, recipe, record))
-        whole = True
+        stage = stages[state.stage]
+        if state.step == stage.plan.steps or record.step % recipe.eval_every == 0:
+            trajectory.append(_point(net, stage.sparsifier, state, data, recipe, record))
+        whole = state if record.step < total else None
         on_step(record, trajectory)
-        if folder and not last and time.monotonic() - saved >= checkpoint_seconds:
+        if folder and whole and time.monotonic() - saved >= checkpoint_seconds:
             _save(folder, state, recipe, trajectory, spent())
             saved = time.monotonic()
-        whole = False
+        whole = None
 
     batches = Batches(data.train.samples, len(data.train.names), recipe.batch_size, recipe.seed)
     try:
-        train(net, batches, loss, recipe.make_penalty(), sparsifier, plan, state, recipe.seed, after_step)
+        state = train_stages(
+            net, batches, recipe.loss(data), recipe.make_penalty(), stages, state, recipe.seed, after_step
+        )
     except KeyboardInterrupt:
-        if folder and whole and state.step < plan.steps:
-            _save(folder, state, recipe, trajectory, spent())
+        if folder and whole:
+            _save(folder, whole, recipe, trajectory, spent())
         raise
+    sparsifier = stages[-1].sparsifier
     mask = sparsifier.mask(state.weights.detach(), state.memory)
     result = Result(recipe, trajectory, net.layout.size, sparsifier.budget, int(mask.sum()), spent(), machine)
     if folder:
@@ -267,11 +272,16 @@ def _same(old: Recipe, new: Recipe, folder: Path) -> None:
         raise SettingError(f"{folder} holds another run ({changes}). Choose another `out`.")
 
 
-def _restored(folder: Path | None, state: State) -> tuple[list[Point], float]:
+def _restored(
+    folder: Path | None, net: Network, stages: Sequence[Stage], seed: int
+) -> tuple[State, list[Point], float]:
+    """The state to go on from, its trajectory and the seconds it took."""
     if folder is None or not (folder / CHECKPOINT).exists():
-        return [], 0.0
-    note = load_state(folder / CHECKPOINT, state)
-    return [Point.from_json(point) for point in note["trajectory"]], note["seconds"]
+        return enter(net, stages, 0, seed), [], 0.0
+    _, note = read_tensors(folder / CHECKPOINT)
+    state = enter(net, stages, note.get("stage", 0), seed)
+    load_state(folder / CHECKPOINT, state)
+    return state, [Point.from_json(point) for point in note["trajectory"]], note["seconds"]
 
 
 def _save(folder: Path, state: State, recipe: Recipe, trajectory: list[Point], seconds: float) -> None:

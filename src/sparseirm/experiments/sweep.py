@@ -116,7 +116,7 @@ def carry_out(
 
 def _cost(recipe: Recipe) -> float:
     recipe = recipe.resolved()
-    return (recipe.n_train or 1) * recipe.width * (recipe.width + 400) * (recipe.steps or 1)
+    return (recipe.n_train or 1) * recipe.width * (recipe.width + 400) * recipe.total_steps
 
 
 def _alone() -> None:
