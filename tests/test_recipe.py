@@ -65,6 +65,7 @@ def _useful(values: dict[str, Any], method: str) -> dict[str, Any]:
     """Without what such a recipe is refused for: epsilon without Adam, a penalty where it is given."""
     drop = {"eps"} if values.get("optimizer") == "sgd" and not METHODS[method].sparse else set()
     drop |= {"penalty"} if METHODS[method].penalty else set()
+    drop |= {"sparsifier", "sparsifier_options"} if METHODS[method].sparsifier else set()
     return {name: value for name, value in values.items() if name not in drop}
 
 
@@ -114,6 +115,7 @@ CHANGES: dict[str, Any] = {
     "settings": "released",
     "steps": 10,
     "epochs": 10,
+    "stage_lengths": (1, 1, 2),
     "batch_size": 64,
     "optimizer": "adam",
     "lr": 1e-5,
@@ -133,13 +135,17 @@ CHANGES: dict[str, Any] = {
 }
 
 
+NEEDED = {"penalty_options": {"penalty": "bayesian"}, "stage_lengths": {"method": "mrm"}}
+"""Where a field has an effect."""
+
+
 def test_every_field_with_a_choice_is_varied_here() -> None:
     assert CHANGES.keys() == {*FIELDS} - {"model", "sparsifier"}
 
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_the_key_differs_if_any_field_differs(name: str) -> None:
-    base = replace(BASE, penalty="bayesian") if name == "penalty_options" else BASE
+    base = replace(BASE, **NEEDED.get(name, {}))
     assert replace(base, **{name: CHANGES[name]}).key != base.key
 
 

@@ -10,7 +10,6 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,15 +24,13 @@ from sparseirm.experiments.store import Store
 from sparseirm.experiments.sweep import local, sweep
 from sparseirm.experiments.tables import HEADINGS, Row, cells, label, markdown, rows
 from sparseirm.experiments.theory import theory
+from sparseirm.experiments.variants import DEFAULT, variants
 from sparseirm.files import write_bytes
-from sparseirm.methods import METHODS
 from sparseirm.recipe import Recipe
-from sparseirm.registry import lookup
 from sparseirm.runs import Point, Result, run
 from sparseirm.training.loop import Record
 
 Flat = tyro.conf.arg(name="")
-DEFAULT = Recipe()
 
 
 def train(
@@ -62,7 +59,7 @@ def train(
         The result.
     """
     recipe = recipe.resolved()
-    with _bar(label(recipe), recipe.plan().steps) as on_step:
+    with _bar(label(recipe), recipe.total_steps) as on_step:
         result = run(recipe, data_root=data_root, out=out, resume=resume, device=device, on_step=on_step)
     console = Console(width=100)
     for split, score in result.last.items():
@@ -112,7 +109,7 @@ def compare(
     Returns:
         One row per method, penalty, sparsifier and density, with its results.
     """
-    recipes = _variants(recipe, methods, penalties, sparsifiers, densities, seeds)
+    recipes = variants(recipe, methods, penalties, sparsifiers, densities, seeds)
     with _bar("all", len(recipes), unit="runs") as advance, local(workers) as pool:
 
         def on_done(recipe: Recipe, failure: str | None) -> None:
@@ -221,58 +218,6 @@ def _first_line(box: str, arguments: Sequence[str]) -> str:
     hint = f" Did you mean {near}?" if near and first.startswith("Unrecognized") else ""
     command = arguments[0] if arguments and arguments[0] in COMMANDS else ""
     return f"{first.rstrip('.')}.{hint} See `sparseirm {command} --help`.".replace("  ", " ")
-
-
-def _variants(
-    recipe: Recipe,
-    methods: Sequence[str],
-    penalties: Sequence[str],
-    sparsifiers: Sequence[str],
-    densities: Sequence[float],
-    seeds: Sequence[int],
-) -> list[Recipe]:
-    """All runs of a comparison; refuses empty or repeated names, and settings without effect in any run."""
-    for name, instead in (("method", "methods"), ("penalty", "penalties"), ("seed", "seeds")):
-        if getattr(recipe, name) != getattr(DEFAULT, name):
-            raise SettingError(f"`{name}` has no effect in a comparison; give `{instead}`.")
-    for name, given in (("methods", methods), ("penalties", penalties), ("seeds", seeds)):
-        if not given or len(set(given)) < len(given):
-            raise SettingError(f"`{name}` must name each one once, and at least one; got {list(given)}.")
-    kinds = [(method, lookup("method", METHODS, method)) for method in methods]
-    sparse = _sparse_variants(recipe, sparsifiers, densities)
-    if (sparsifiers or densities) and not any(kind.sparse for _, kind in kinds):
-        raise SettingError(
-            "`sparsifiers` and `densities` have no effect: no method is sparse. Leave them out."
-        )
-    variants = [
-        start.adapted(method, penalty)
-        for method, kind in kinds
-        for penalty in (penalties if kind.invariant and not kind.penalty else (kind.penalty,))
-        for start in (sparse if kind.sparse else [recipe])
-    ]
-    shared = {f.name for f in fields(Recipe)} - {"method", "penalty", "seed"}
-    for name in sorted(name for name in shared if getattr(recipe, name) != getattr(DEFAULT, name)):
-        given = getattr(recipe, name)
-        if all(getattr(variant, name) != given for variant in variants):
-            raise SettingError(f"`{name}` has no effect with methods {', '.join(methods)}; got {given}.")
-    return [replace(variant, seed=seed) for variant in variants for seed in seeds]
-
-
-def _sparse_variants(recipe: Recipe, sparsifiers: Sequence[str], densities: Sequence[float]) -> list[Recipe]:
-    """The recipe with every sparsifier at every density; the recipe's own where none are given."""
-    for name, plural, given in (
-        ("sparsifier", "sparsifiers", sparsifiers),
-        ("density", "densities", densities),
-    ):
-        if given and getattr(recipe, name) is not None:
-            raise SettingError(f"give `{name}` or `{plural}`, not both.")
-        if len(set(given)) < len(given):
-            raise SettingError(f"`{plural}` must name each one once; got {list(given)}.")
-    return [
-        replace(recipe, sparsifier=sparsifier, density=density)
-        for sparsifier in sparsifiers or (recipe.sparsifier,)
-        for density in densities or (recipe.density,)
-    ]
 
 
 def _table(table: Sequence[Row]) -> Table:

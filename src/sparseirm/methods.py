@@ -18,6 +18,8 @@ class Method:
         sparse: whether it has a sparsifier.
         gray: whether it trains and is evaluated without the spurious attribute.
         penalty: the one penalty it is defined with, or None for a free choice.
+        sparsifier: the one sparsifier it is defined with, or None for a free choice.
+        retrains: whether it trains densely, then finds a mask, then trains anew with it: three stages.
     """
 
     summary: str
@@ -25,6 +27,8 @@ class Method:
     sparse: bool
     gray: bool = False
     penalty: str | None = None
+    sparsifier: str | None = None
+    retrains: bool = False
 
 
 METHODS = {
@@ -38,6 +42,13 @@ METHODS = {
         "dense training with Bayesian IRM's penalty", invariant=True, sparse=False, penalty="bayesian"
     ),
     "sparseirm": Method("sparse training with an invariance penalty", invariant=True, sparse=True),
+    "mrm": Method(
+        "dense training, a mask for the trained weights, training anew with that mask; one penalty for all",
+        invariant=True,
+        sparse=True,
+        sparsifier="modular",
+        retrains=True,
+    ),
 }
 
 _PAPER: dict[str, Any] = {
@@ -57,6 +68,7 @@ _PAPER: dict[str, Any] = {
     "lr_stop": 1.0,
     "density": 0.5,
     "weights_per_sample": 3.0,
+    "stage_lengths": (1.0, 1.0, 1.0),
     "sparsifier_options": {
         "shrink_from": 0.28,
         "shrink_to": 0.6,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
@@ -16,7 +17,8 @@ from sparseirm.penalties import USUAL_WEIGHTS
 from sparseirm.penalties import defaults as penalty_defaults
 from sparseirm.penalties import make as make_penalty
 from sparseirm.registry import lookup, one_of, options
-from sparseirm.sparsifiers import SPARSIFIERS
+from sparseirm.sparsifiers import SPARSIFIERS, Dense, FixedMask
+from sparseirm.training.stages import Stage
 from sparseirm.training.state import Plan
 
 Option = float | int | str | bool
@@ -51,20 +53,22 @@ class Recipe:
         label_noise: fraction of labels that are wrong, in [0, 1].
         model: network: mlp; resnet18 or another classifier of torchvision by name; timm:NAME for one of timm.
         width: hidden units of each of the mlp's two hidden layers.
-        method: erm, oracle, sparseerm, irm, bayesianirm or sparseirm.
-        penalty: invariance penalty of irm and sparseirm: irmv1, rex, irmv1_split, bayesian, mmrex,
+        method: erm, oracle, sparseerm, irm, bayesianirm, sparseirm or mrm.
+        penalty: invariance penalty of irm, sparseirm and mrm: irmv1, rex, irmv1_split, bayesian, mmrex,
             groupdro, eqrm, iga, fishr, coral, ib_irm or sd.
         penalty_options: further settings of the penalty by name, such as n_draws 20 for bayesian.
         sparsifier: how the mask of a sparse method is found: probmask, structured, topk, gmp, l0, str,
-            set, rigl or random.
+            set, rigl, random or modular; mrm is defined with the last.
         density: fraction of the maskable weights KEPT, in (0, 1]. Give this or `budget`.
         budget: number of weights kept, or auto: `weights_per_sample` times the number of samples, but
             no more than half of the weights, the paper's density.
         weights_per_sample: weights kept per training sample when `budget` is auto.
         sparsifier_options: further settings of the sparsifier by name, such as decide_at 0.3.
         settings: where unset values come from: ours, paper or released.
-        steps: optimiser steps. Give this or `epochs`.
-        epochs: times the training goes through the data.
+        steps: optimiser steps; of each stage if `stage_lengths` are 1. Give this or `epochs`.
+        epochs: times the training goes through the data; of each stage if `stage_lengths` are 1.
+        stage_lengths: how long mrm's three stages are (dense training, finding the mask, training anew), in
+            units of `steps`; 1 each by default, so that a run costs three of another method.
         batch_size: samples per step, every environment among them; by default all for the mlp, 1024 for
             other networks if there are as many.
         optimizer: adam or sgd, for the weights.
@@ -102,6 +106,7 @@ class Recipe:
     settings: str = "ours"
     steps: int | None = None
     epochs: int | None = None
+    stage_lengths: tuple[float, ...] | None = None
     batch_size: int | None = None
     optimizer: str | None = None
     lr: float | None = None
@@ -124,8 +129,9 @@ class Recipe:
             value = getattr(self, field_.name)
             if str(field_.type).startswith("float") and isinstance(value, int):
                 object.__setattr__(self, field_.name, float(value))
-        if self.correlations is not None:
-            object.__setattr__(self, "correlations", tuple(map(float, self.correlations)))
+        for name in ("correlations", "stage_lengths"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, tuple(map(float, getattr(self, name))))
 
     def resolved(self) -> Recipe:
         """The same run with every default written out, and nothing in it that has no effect.
@@ -156,9 +162,9 @@ class Recipe:
         if method.invariant:
             recipe = recipe._with_penalty(method, given_weight=self.penalty_weight)
         if method.sparse:
-            recipe = recipe._with_sparsifier(usual["sparsifier_options"])
+            recipe = recipe._with_sparsifier(method, usual["sparsifier_options"])
         recipe._check_counts()
-        recipe.plan()
+        recipe.plans()
         return recipe
 
     def _defaults(self) -> dict[str, Any]:
@@ -192,9 +198,14 @@ class Recipe:
         recipe.make_penalty()
         return recipe
 
-    def _with_sparsifier(self, usual: dict[str, Option]) -> Recipe:
+    def _with_sparsifier(self, method: Method, usual: dict[str, Option]) -> Recipe:
         """The sparsifier's name and options written out, and its budget checked."""
-        name = self.sparsifier or "probmask"
+        name = self.sparsifier or method.sparsifier or "probmask"
+        if name != (method.sparsifier or name):
+            raise SettingError(
+                f"method {self.method!r} is defined by the sparsifier {method.sparsifier!r}; got "
+                f"`sparsifier` {name!r}. Leave it out, or choose sparseirm."
+            )
         chosen = {**(usual if name == "probmask" else {}), **self.sparsifier_options}
         recipe = replace(self, sparsifier=name, sparsifier_options=chosen)
         recipe = replace(recipe, sparsifier_options=recipe._options())
@@ -337,6 +348,62 @@ class Recipe:
             given["steps"] = self.epochs * steps_per_epoch(n_train or self.n_train or 1, self.batch_size)
         return Plan(**{name: value for name, value in given.items() if value is not None})
 
+    def plans(self, n_train: int | None = None) -> tuple[Plan, ...]:
+        """The plan of every stage of a resolved recipe, in order; one for most methods.
+
+        Args:
+            n_train: as in `plan`.
+
+        Returns:
+            Plans that differ in their numbers of steps, each at least 1.
+
+        Raises:
+            SettingError: if a value is unknown or out of range.
+
+        Example:
+            >>> recipe = Recipe(method="mrm", steps=100, stage_lengths=(1, 0.5, 2)).resolved()
+            >>> [plan.steps for plan in recipe.plans()], recipe.total_steps
+            ([100, 50, 200], 350)
+        """
+        plan = self.plan(n_train)
+        if self.stage_lengths is None:
+            return (plan,)
+        if len(self.stage_lengths) != 3 or not all(0 < length < math.inf for length in self.stage_lengths):
+            raise SettingError(
+                "`stage_lengths` must be three positive numbers, in units of `steps`; "
+                f"got {self.stage_lengths}."
+            )
+        return tuple(replace(plan, steps=max(1, round(part * plan.steps))) for part in self.stage_lengths)
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps of all stages of a resolved recipe."""
+        return sum(plan.steps for plan in self.plans())
+
+    def stages(self, d: int, n_train: int) -> tuple[Stage, ...]:
+        """The trainings that a resolved recipe consists of.
+
+        Args:
+            d: number of maskable weights of the model.
+            n_train: number of training samples, all environments together.
+
+        Returns:
+            One stage for most methods. For mrm three: dense training, a mask learned for the weights found,
+            and the masked network trained from its initial parameters.
+
+        Raises:
+            SettingError: as in `make_sparsifier` and `plans`.
+        """
+        plans, sparsifier = self.plans(n_train), self.make_sparsifier(d, n_train)
+        if not lookup("method", METHODS, self.method).retrains:
+            return (Stage(plans[0], sparsifier),)
+        dense, search, anew = plans
+        return (
+            Stage(dense, Dense(d)),
+            Stage(search, sparsifier, frozen=True),
+            Stage(anew, FixedMask(sparsifier.budget)),
+        )
+
     def loss(self, data: DataSet) -> Loss:
         """The loss that goes with the data set's labels."""
         return LOSSES[data.loss]
@@ -359,7 +426,10 @@ class Recipe:
             True
         """
         recipe = replace(self, method=method, penalty=penalty)
-        drop: dict[str, Any] = {name: None for name in recipe._idle(lookup("method", METHODS, method))}
+        kind = lookup("method", METHODS, method)
+        drop: dict[str, Any] = dict.fromkeys(recipe._idle(kind))
+        if kind.sparsifier and kind.sparsifier != (self.sparsifier or "probmask"):
+            drop |= dict.fromkeys(("sparsifier", "sparsifier_options"))
         drop |= {name: {} for name in drop if name.endswith("_options")}
         return replace(recipe, **drop)
 
@@ -372,6 +442,8 @@ class Recipe:
             idle |= dict.fromkeys(OF_SPARSIFIER, f"method {self.method!r} keeps every weight")
         elif self.budget != "auto" and (self.density is not None or self.budget is not None):
             idle["weights_per_sample"] = "`density` or `budget` already says how many weights are kept"
+        if not method.retrains:
+            idle["stage_lengths"] = f"method {self.method!r} trains once"
         if self.lr_schedule == "constant":
             idle["lr_stop"] = "a constant learning rate has no schedule that could be over"
         if self.model not in MODELS:

@@ -6,7 +6,7 @@ import math
 import platform
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparseirm.core import Moment, NonFiniteError, SettingError, Sparsifier
+from sparseirm.core import Moment, NonFiniteError, SettingError
 from sparseirm.data import Batches, DataSet
 from sparseirm.evaluation.batch_norm import deployed_buffers
 from sparseirm.evaluation.metrics import Score, deployed, evaluate, undecided
@@ -24,9 +24,10 @@ from sparseirm.models import Network, build, maker, network
 from sparseirm.randomness import generator
 from sparseirm.recipe import Recipe
 from sparseirm.training.checkpoint import load_state, save_state
-from sparseirm.training.loop import Record, train
+from sparseirm.training.loop import Record
 from sparseirm.training.precision import onednn_routed
-from sparseirm.training.state import State, start
+from sparseirm.training.stages import Stage, enter, train_stages
+from sparseirm.training.state import State
 
 RESULT, MODEL, CHECKPOINT = "result.json", "model.safetensors", "checkpoint.safetensors"
 
@@ -36,7 +37,7 @@ class Point:
     """One evaluation on the way: of the deterministic network, on every split.
 
     Attributes:
-        step: optimiser steps taken.
+        step: optimiser steps taken, in all stages of the run together.
         risk: training risk of the relaxed network in that step.
         penalty: its penalty, unweighted.
         density: fraction of the maskable weights that the deployed network keeps.
@@ -64,7 +65,8 @@ class Result:
 
     Attributes:
         recipe: the resolved recipe.
-        trajectory: evaluations every ``eval_every`` steps; the last one is the last step.
+        trajectory: evaluations every ``eval_every`` steps and at the end of every stage; the last one is
+            the last step.
         n_weights: number of maskable weights, d.
         budget: K, the number of weights asked for.
         kept: number of ones in the final mask.
@@ -121,7 +123,8 @@ def run(
         out: folder for ``result.json``, ``model.safetensors`` and, on the way, a checkpoint.
         resume: go on from the checkpoint in ``out``, or return its result if it is finished.
         device: where to compute: ``cpu``, ``cuda``, ``cuda:1`` ...
-        on_step: called after every step with its record and the trajectory so far.
+        on_step: called after every step with its record, whose steps are counted through all stages, and the
+            trajectory so far.
         checkpoint_seconds: time between two checkpoints.
 
     Returns:
@@ -146,39 +149,41 @@ def run(
             return finished
     data = recipe.make_data(data_root).to(place)
     net = network(_module(recipe, data).to(place))
-    sparsifier = recipe.make_sparsifier(net.layout.size, len(data.train))
-    plan, loss = recipe.plan(len(data.train)), recipe.loss(data)
     batches = _batches(recipe, data)
-    state = start(net, sparsifier, plan, recipe.seed)
-    trajectory, seconds, machine = _restored(folder, state, machine)
+    stages = recipe.stages(net.layout.size, len(data.train))
+    state, trajectory, seconds, machine = _restored(folder, net, stages, recipe.seed, machine)
     begun = saved = time.monotonic()
-    whole = False  # True between two steps, when weights and step number belong together
+    total = sum(stage.plan.steps for stage in stages)
+    whole: State | None = None  # known between two steps, when weights and step number belong together
 
     def spent() -> float:
         return seconds + time.monotonic() - begun
 
     def after_step(state: State, record: Record) -> None:
         nonlocal saved, whole
-        last = record.step == plan.steps
-        if last or record.step % recipe.eval_every == 0:
-            trajectory.append(_point(net, sparsifier, state, data, recipe, record))
-        whole = True
+        stage = stages[state.stage]
+        if state.step == stage.plan.steps or record.step % recipe.eval_every == 0:
+            trajectory.append(_point(net, stage, state, data, recipe, record))
+        whole = state if record.step < total else None
         on_step(record, trajectory)
-        if folder and not last and time.monotonic() - saved >= checkpoint_seconds:
+        if folder and whole and time.monotonic() - saved >= checkpoint_seconds:
             _save(folder, state, recipe, trajectory, spent(), machine)
             saved = time.monotonic()
-        whole = False
+        whole = None
 
     try:
-        train(net, batches, loss, recipe.make_penalty(), sparsifier, plan, state, recipe.seed, after_step)
+        state = train_stages(
+            net, batches, recipe.loss(data), recipe.make_penalty(), stages, state, recipe.seed, after_step
+        )
     except KeyboardInterrupt:
-        if folder and whole and state.step < plan.steps:
-            _save(folder, state, recipe, trajectory, spent(), machine)
+        if folder and whole:
+            _save(folder, whole, recipe, trajectory, spent(), machine)
         raise
+    sparsifier = stages[-1].sparsifier
     mask = sparsifier.mask(state.weights.detach(), state.memory)
     result = Result(recipe, trajectory, net.layout.size, sparsifier.budget, int(mask.sum()), spent(), machine)
     if folder:
-        buffers = _as_deployed(net, sparsifier, state, data, recipe).buffers
+        buffers = _as_deployed(net, stages[-1], state, data, recipe).buffers
         tensors = {**net.layout.split(deployed(sparsifier, state)), **state.others, **buffers}
         write_tensors(folder / MODEL, tensors, {"recipe": recipe.to_json()})
         write_json(folder / RESULT, result.to_json())
@@ -276,14 +281,16 @@ def _same(old: Recipe, new: Recipe, folder: Path) -> None:
 
 
 def _restored(
-    folder: Path | None, state: State, here: dict[str, Any]
-) -> tuple[list[Point], float, dict[str, Any]]:
-    """Fill the state from the checkpoint, if any; return trajectory, seconds and environment so far."""
+    folder: Path | None, net: Network, stages: Sequence[Stage], seed: int, here: dict[str, Any]
+) -> tuple[State, list[Point], float, dict[str, Any]]:
+    """The state to go on from, its trajectory, the seconds it took and the environment it began in."""
     if folder is None or not (folder / CHECKPOINT).exists():
-        return [], 0.0, here
-    note = load_state(folder / CHECKPOINT, state)
+        return enter(net, stages, 0, seed), [], 0.0, here
+    _, note = read_tensors(folder / CHECKPOINT)
+    state = enter(net, stages, note.get("stage", 0), seed)
+    load_state(folder / CHECKPOINT, state)
     trajectory = [Point.from_json(point) for point in note["trajectory"]]
-    return trajectory, note["seconds"], _resumed(note["environment"], here)
+    return state, trajectory, note["seconds"], _resumed(note["environment"], here)
 
 
 def _resumed(began: dict[str, Any], here: dict[str, Any]) -> dict[str, Any]:
@@ -313,17 +320,17 @@ def _save(
     save_state(folder / CHECKPOINT, state, note)
 
 
-def _as_deployed(net: Network, sparsifier: Sparsifier, state: State, data: DataSet, recipe: Recipe) -> State:
+def _as_deployed(net: Network, stage: Stage, state: State, data: DataSet, recipe: Recipe) -> State:
     """The state after a step, with the buffers of the deterministic network."""
     noise = generator(recipe.seed, "evaluation", state.step, device=state.weights.device)
-    now = Moment(state.step - 1, recipe.plan(len(data.train)).steps, noise)
-    return replace(state, buffers=deployed_buffers(net, sparsifier, state, _batches(recipe, data), now))
+    now = Moment(state.step - 1, stage.plan.steps, noise)
+    batches = _batches(recipe, data)
+    return replace(state, buffers=deployed_buffers(net, stage.sparsifier, state, batches, now))
 
 
-def _point(
-    net: Network, sparsifier: Sparsifier, state: State, data: DataSet, recipe: Recipe, record: Record
-) -> Point:
-    weights, ready = deployed(sparsifier, state), _as_deployed(net, sparsifier, state, data, recipe)
+def _point(net: Network, stage: Stage, state: State, data: DataSet, recipe: Recipe, record: Record) -> Point:
+    sparsifier = stage.sparsifier
+    weights, ready = deployed(sparsifier, state), _as_deployed(net, stage, state, data, recipe)
     loss = recipe.loss(data)
     scores = {name: evaluate(net, ready, weights, split, loss) for name, split in data.splits.items()}
     if not all(math.isfinite(score.risk) for score in scores.values()):

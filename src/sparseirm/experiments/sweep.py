@@ -117,7 +117,7 @@ def carry_out(
 def _cost(recipe: Recipe) -> float:
     recipe = recipe.resolved()
     width = recipe.width or 8000  # of an MLP about as slow as a ResNet-18
-    return (recipe.batch_size or recipe.n_train or 1) * width * (width + 400) * recipe.plan().steps
+    return (recipe.batch_size or recipe.n_train or 1) * width * (width + 400) * recipe.total_steps
 
 
 def _alone() -> None:

@@ -10,7 +10,9 @@ from dataclasses import dataclass, replace
 from scipy.stats import t as student
 
 from sparseirm.core import SettingError
+from sparseirm.methods import METHODS
 from sparseirm.recipe import Recipe
+from sparseirm.registry import lookup
 from sparseirm.runs import Result
 
 
@@ -121,7 +123,7 @@ def label(recipe: Recipe) -> str:
     """
     recipe = recipe.resolved()
     name = METHOD_NAMES.get(recipe.method, recipe.method)
-    usual = recipe.sparsifier in (None, "probmask")
+    usual = recipe.sparsifier in (None, "probmask", lookup("method", METHODS, recipe.method).sparsifier)
     details = [word for word in (recipe.penalty, None if usual else recipe.sparsifier) if word]
     return f"{name} ({', '.join(details)})" if details else name
 
@@ -131,6 +133,7 @@ METHOD_NAMES = {
     "sparseerm": "SparseERM",
     "irm": "IRM",
     "bayesianirm": "BayesianIRM",
+    "mrm": "MRM",
     "sparseirm": "SparseIRM",
     "oracle": "Oracle",
 }

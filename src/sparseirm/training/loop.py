@@ -136,7 +136,8 @@ def descend(state: State, risk: Tensor, penalty: Tensor, price: Tensor | float, 
     scale = 1 / (1 + weight) if plan.divide_loss else 1.0
     clear_gradients(state)
     torch.autograd.backward(scale * (risk + weight * penalty) + price)
-    for group in state.optimizers["weights"].param_groups:
-        group["lr"], group["weight_decay"] = plan.lr_at(state.step), scale * 2 * plan.l2
-    for optimizer in state.optimizers.values():
+    for name, optimizer in state.optimizers.items():
+        if name == "weights":
+            for group in optimizer.param_groups:
+                group["lr"], group["weight_decay"] = plan.lr_at(state.step), scale * 2 * plan.l2
         optimizer.step()

@@ -113,12 +113,14 @@ class State:
     """Everything that changes during a run, hence everything a checkpoint holds.
 
     Attributes:
-        step: optimiser steps taken.
+        step: optimiser steps taken in this stage.
         weights: ``(d,)`` maskable weights of all layers, before masking.
         others: the other parameters (biases, normalisation).
         buffers: the module's buffers (running statistics).
         memory: what the sparsifier carries.
-        optimizers: ``weights`` for ``weights`` and ``others``, and ``scores`` for what the sparsifier learns.
+        optimizers: ``weights`` for ``weights`` and ``others`` unless frozen, and ``scores`` for what the
+            sparsifier learns.
+        stage: index of the stage of a run with several, see `sparseirm.training.stages`.
     """
 
     step: int
@@ -127,6 +129,7 @@ class State:
     buffers: Tensors
     memory: Memory
     optimizers: dict[str, Optimizer]
+    stage: int = 0
 
     @property
     def leaves(self) -> list[Tensor]:
@@ -134,14 +137,26 @@ class State:
         return [self.weights, *self.others.values(), *self.memory.learned.values()]
 
 
-def start(network: Network, sparsifier: Sparsifier, plan: Plan, seed: int) -> State:
-    """The state before the first step: the module's own weights, a fresh sparsifier, fresh optimisers."""
+def start(network: Network, sparsifier: Sparsifier, plan: Plan, seed: int, frozen: bool = False) -> State:
+    """The state before the first step: the module's own weights, a fresh sparsifier, fresh optimisers.
+
+    Args:
+        network: whose weights to start from; they are copied.
+        sparsifier: how they are masked.
+        plan: which optimiser.
+        seed: seed of what the sparsifier draws.
+        frozen: train nothing but what the sparsifier learns.
+
+    Returns:
+        The state.
+    """
     weights, others, buffers = network.parts()
     memory = sparsifier.start(weights, network.layout, generator(seed, "scores", device=weights.device))
     state = State(0, weights, others, buffers, memory, {})
     for leaf in state.leaves:
         leaf.requires_grad_()
-    state.optimizers["weights"] = OPTIMIZERS[plan.optimizer]([weights, *others.values()], plan)
+    if not frozen:
+        state.optimizers["weights"] = OPTIMIZERS[plan.optimizer]([weights, *others.values()], plan)
     if memory.learned:
         learned = list(memory.learned.values())
         state.optimizers["scores"] = Adam(
