@@ -107,6 +107,8 @@ CHANGES: dict[str, Any] = {
     "method": "sparseerm",
     "penalty": "rex",
     "penalty_options": {"sd": 0.1},
+    "environments": "eiil",
+    "environments_options": {"steps": 20},
     "density": 0.3,
     "budget": 500,
     "weights_per_sample": 2.0,
@@ -136,7 +138,8 @@ def test_every_field_with_a_choice_is_varied_here() -> None:
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_the_key_differs_if_any_field_differs(name: str) -> None:
-    base = replace(BASE, penalty="bayesian") if name == "penalty_options" else BASE
+    chosen = {"penalty_options": {"penalty": "bayesian"}, "environments_options": {"environments": "eiil"}}
+    base = replace(BASE, **chosen.get(name, {}))
     assert replace(base, **{name: CHANGES[name]}).key != base.key
 
 

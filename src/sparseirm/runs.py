@@ -7,7 +7,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,12 @@ from torch import nn
 
 from sparseirm.core import NonFiniteError, SettingError, Sparsifier
 from sparseirm.data import Batches, DataSet
+from sparseirm.data.environments import Split
 from sparseirm.evaluation.metrics import Score, deployed, evaluate, undecided
 from sparseirm.files import read_json, read_tensors, write_json, write_tensors
+from sparseirm.inference import in_inferred_environments
 from sparseirm.models import MODELS, Network, build, network
+from sparseirm.randomness import seed_of
 from sparseirm.recipe import Recipe
 from sparseirm.training.checkpoint import load_state, save_state
 from sparseirm.training.loop import Record, train
@@ -68,6 +71,8 @@ class Result:
         kept: number of ones in the final mask.
         seconds: time spent training and evaluating, over all resumed pieces.
         environment: versions, processor, threads.
+        inferred: what the inferred environments are, as of `sparseirm.inference.described`; None if the
+            data set's own were used. Scores are always of the data set's own.
     """
 
     recipe: Recipe
@@ -77,6 +82,7 @@ class Result:
     kept: int
     seconds: float
     environment: dict[str, Any] = field(default_factory=dict)
+    inferred: list[dict[str, Any]] | None = None
 
     @property
     def last(self) -> dict[str, Score]:
@@ -148,6 +154,7 @@ def run(
     state = start(net, sparsifier, plan, recipe.seed)
     trajectory, seconds = _restored(folder, state)
     begun = saved = time.monotonic()
+    training, inferred = training_split(recipe, data)
     whole = False  # True between two steps, when weights and step number belong together
 
     def spent() -> float:
@@ -165,7 +172,7 @@ def run(
             saved = time.monotonic()
         whole = False
 
-    batches = Batches(data.train.samples, len(data.train.names), recipe.batch_size, recipe.seed)
+    batches = Batches(training.samples, len(training.names), recipe.batch_size, recipe.seed)
     try:
         train(net, batches, loss, recipe.make_penalty(), sparsifier, plan, state, recipe.seed, after_step)
     except KeyboardInterrupt:
@@ -173,13 +180,48 @@ def run(
             _save(folder, state, recipe, trajectory, spent())
         raise
     mask = sparsifier.mask(state.weights.detach(), state.memory)
-    result = Result(recipe, trajectory, net.layout.size, sparsifier.budget, int(mask.sum()), spent(), machine)
+    kept = int(mask.sum())
+    result = Result(recipe, trajectory, net.layout.size, sparsifier.budget, kept, spent(), machine, inferred)
     if folder:
         tensors = {**net.layout.split(deployed(sparsifier, state)), **state.others, **state.buffers}
         write_tensors(folder / MODEL, tensors, {"recipe": recipe.to_json()})
         write_json(folder / RESULT, result.to_json())
         (folder / CHECKPOINT).unlink(missing_ok=True)
     return result
+
+
+def training_split(recipe: Recipe, data: DataSet) -> tuple[Split, list[dict[str, Any]] | None]:
+    """The training samples in the environments that the recipe's penalty compares.
+
+    The same recipe infers the same environments, so a run that is resumed needs no record of them.
+
+    Args:
+        recipe: a resolved recipe.
+        data: its data set.
+
+    Returns:
+        The data set's own training split and None, or the split in inferred environments and what they
+        are, as of `sparseirm.inference.described`.
+
+    Raises:
+        SettingError: if environments cannot be inferred from these samples.
+        NonFiniteError: if training the model to infer from diverges.
+
+    Example:
+        >>> recipe = Recipe(method="irm", environments="eiil", n_train=200, width=16).resolved()
+        >>> split, about = training_split(recipe, recipe.make_data())
+        >>> split.names, split.counts == [entry["size"] for entry in about]
+        (('inferred 0', 'inferred 1'), True)
+    """
+    inference = recipe.make_inference()
+    if inference is None:
+        return data.train, None
+    seed = seed_of(recipe.seed, "reference")
+    net = network(_module(replace(recipe, seed=seed), data).to(data.train.samples.x.device))
+    plan = replace(recipe.plan(), steps=int(recipe.environments_options["reference_steps"]))
+    return in_inferred_environments(
+        data.train, inference, net, recipe.loss(data), plan, recipe.batch_size, seed
+    )
 
 
 def load_model(folder: Path | str, data: DataSet) -> nn.Module:

@@ -95,7 +95,8 @@ def label(recipe: Recipe) -> str:
     """
     recipe = recipe.resolved()
     name = METHOD_NAMES.get(recipe.method, recipe.method)
-    return f"{name} ({recipe.penalty})" if recipe.penalty else name
+    details = ", ".join(filter(None, (recipe.penalty, recipe.environments)))
+    return f"{name} ({details})" if details else name
 
 
 METHOD_NAMES = {
