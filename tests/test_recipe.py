@@ -108,6 +108,8 @@ CHANGES: dict[str, Any] = {
     "method": "sparseerm",
     "penalty": "rex",
     "penalty_options": {"sd": 0.1},
+    "environments": "eiil",
+    "environments_options": {"steps": 20},
     "density": 0.3,
     "budget": 500,
     "weights_per_sample": 2.0,
@@ -135,7 +137,11 @@ CHANGES: dict[str, Any] = {
 }
 
 
-NEEDED = {"penalty_options": {"penalty": "bayesian"}, "stage_lengths": {"method": "mrm"}}
+NEEDED = {
+    "penalty_options": {"penalty": "bayesian"},
+    "stage_lengths": {"method": "mrm"},
+    "environments_options": {"environments": "eiil"},
+}
 """Where a field has an effect."""
 
 

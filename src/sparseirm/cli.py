@@ -62,6 +62,10 @@ def train(
     with _bar(label(recipe), recipe.total_steps) as on_step:
         result = run(recipe, data_root=data_root, out=out, resume=resume, device=device, on_step=on_step)
     console = Console(width=100)
+    for number, found in enumerate(result.inferred or []):
+        rate = found["agreement"]
+        agreement = "" if rate is None else f", spurious attribute and label agree in {100 * rate:.1f} %"
+        console.print(f"inferred {number}: {found['size']} samples{agreement}", highlight=False)
     for split, score in result.last.items():
         each = ", ".join(f"{name}: {value:.1f}" for name, value in score.per_env.items())
         console.print(f"{split:>5} accuracy {score.accuracy:5.1f} %  ({each})", highlight=False)

@@ -10,6 +10,9 @@ from sparseirm.core import Loss, Penalty, SettingError, Sparsifier
 from sparseirm.data import DATASETS, DEFAULTS, DataSet
 from sparseirm.data.environments import steps_per_epoch
 from sparseirm.files import canonical, digest
+from sparseirm.inference import Inference
+from sparseirm.inference import make as make_inference
+from sparseirm.inference import options as inference_options
 from sparseirm.losses import LOSSES
 from sparseirm.methods import METHODS, SETTINGS, Method, defaults
 from sparseirm.models import MODELS, maker
@@ -25,7 +28,7 @@ Option = float | int | str | bool
 
 KINDS = {
     **dict.fromkeys(("data", "model", "method", "penalty", "sparsifier", "settings", "optimizer"), str),
-    **dict.fromkeys(("lr_schedule", "precision"), str),
+    **dict.fromkeys(("lr_schedule", "precision", "environments"), str),
     **dict.fromkeys(("n_train", "width", "steps", "epochs", "batch_size", "eval_every", "seed"), int),
     **dict.fromkeys(("label_noise", "density", "weights_per_sample", "lr", "momentum", "eps", "l2"), float),
     **dict.fromkeys(("penalty_weight", "penalty_from", "penalty_to", "lr_drop", "lr_stop"), float),
@@ -36,6 +39,7 @@ OF_PENALTY = (
     *("penalty", "penalty_options", "penalty_weight", "penalty_from", "penalty_to"),
     *("divide_loss", "lr_drop", "lr_stop"),
 )
+OF_ENVIRONMENTS = ("environments", "environments_options")
 OF_SPARSIFIER = ("sparsifier", "density", "budget", "weights_per_sample", "sparsifier_options")
 
 
@@ -57,6 +61,10 @@ class Recipe:
         penalty: invariance penalty of irm, sparseirm and mrm: irmv1, rex, irmv1_split, bayesian, mmrex,
             groupdro, eqrm, iga, fishr, coral, ib_irm or sd.
         penalty_options: further settings of the penalty by name, such as n_draws 20 for bayesian.
+        environments: environments an invariance penalty compares: given, those of the data set; or, for
+            eiil or zin, inferred from all training samples together.
+        environments_options: further settings of eiil or zin by name, such as auxiliary time for zin;
+            reference_steps is, for both, the most steps of the model they infer from.
         sparsifier: how the mask of a sparse method is found: probmask, structured, topk, gmp, l0, str,
             set, rigl, random or modular; mrm is defined with the last.
         density: fraction of the maskable weights KEPT, in (0, 1]. Give this or `budget`.
@@ -98,6 +106,8 @@ class Recipe:
     method: str = "sparseirm"
     penalty: str | None = None
     penalty_options: dict[str, Option] = field(default_factory=dict)
+    environments: str | None = None
+    environments_options: dict[str, Option] = field(default_factory=dict)
     sparsifier: str | None = None
     density: float | None = None
     budget: int | Literal["auto"] | None = None
@@ -161,6 +171,7 @@ class Recipe:
         recipe = replace(recipe, **{name: usual[name] for name in unset})
         if method.invariant:
             recipe = recipe._with_penalty(method, given_weight=self.penalty_weight)
+            recipe = recipe._with_environments()
         if method.sparse:
             recipe = recipe._with_sparsifier(method, usual["sparsifier_options"])
         recipe._check_counts()
@@ -197,6 +208,13 @@ class Recipe:
         )
         recipe.make_penalty()
         return recipe
+
+    def _with_environments(self) -> Recipe:
+        """Options of the inference written out and checked; given environments are no setting at all."""
+        if self.environments in (None, "given"):
+            return replace(self, environments=None)
+        chosen = inference_options(str(self.environments), self.environments_options)
+        return replace(self, environments_options=chosen)
 
     def _with_sparsifier(self, method: Method, usual: dict[str, Option]) -> Recipe:
         """The sparsifier's name and options written out, and its budget checked."""
@@ -278,6 +296,12 @@ class Recipe:
         if self.penalty is None:
             return lambda out: out.risks.sum() * 0
         return make_penalty(self.penalty, **self.penalty_options)
+
+    def make_inference(self) -> Inference | None:
+        """How a resolved recipe infers environments, or None if they are given."""
+        if self.environments is None:
+            return None
+        return make_inference(self.environments, self.environments_options)
 
     def make_sparsifier(self, d: int, n_train: int) -> Sparsifier:
         """The sparsifier of a resolved recipe.
@@ -438,6 +462,9 @@ class Recipe:
         idle: dict[str, str] = {}
         if not method.invariant:
             idle |= dict.fromkeys(OF_PENALTY, f"method {self.method!r} has no penalty")
+            idle |= dict.fromkeys(OF_ENVIRONMENTS, f"method {self.method!r} compares no environments")
+        elif self.environments in (None, "given"):
+            idle["environments_options"] = "environments are given"
         if not method.sparse:
             idle |= dict.fromkeys(OF_SPARSIFIER, f"method {self.method!r} keeps every weight")
         elif self.budget != "auto" and (self.density is not None or self.budget is not None):

@@ -17,11 +17,13 @@ from torch import nn
 
 from sparseirm.core import Moment, NonFiniteError, SettingError
 from sparseirm.data import Batches, DataSet
+from sparseirm.data.environments import Split
 from sparseirm.evaluation.batch_norm import deployed_buffers
 from sparseirm.evaluation.metrics import Score, deployed, evaluate, undecided
 from sparseirm.files import read_json, read_tensors, write_json, write_tensors
+from sparseirm.inference import in_inferred_environments
 from sparseirm.models import Network, build, maker, network
-from sparseirm.randomness import generator
+from sparseirm.randomness import generator, seed_of
 from sparseirm.recipe import Recipe
 from sparseirm.training.checkpoint import load_state, save_state
 from sparseirm.training.loop import Record
@@ -73,6 +75,8 @@ class Result:
         seconds: time spent training and evaluating, over all resumed pieces.
         environment: versions, processor, threads. If the run was resumed where one of these differs,
             ``resumed_on`` lists that environment: the same bits are only promised within one.
+        inferred: what the inferred environments are, as of `sparseirm.inference.described`; None if the
+            data set's own were used. Scores are always of the data set's own.
     """
 
     recipe: Recipe
@@ -82,6 +86,7 @@ class Result:
     kept: int
     seconds: float
     environment: dict[str, Any] = field(default_factory=dict)
+    inferred: list[dict[str, Any]] | None = None
 
     @property
     def last(self) -> dict[str, Score]:
@@ -149,10 +154,10 @@ def run(
             return finished
     data = recipe.make_data(data_root).to(place)
     net = network(_module(recipe, data).to(place))
-    batches = _batches(recipe, data)
     stages = recipe.stages(net.layout.size, len(data.train))
     state, trajectory, seconds, machine = _restored(folder, net, stages, recipe.seed, machine)
     begun = saved = time.monotonic()
+    training, inferred = training_split(recipe, data)
     total = sum(stage.plan.steps for stage in stages)
     whole: State | None = None  # known between two steps, when weights and step number belong together
 
@@ -171,6 +176,7 @@ def run(
             saved = time.monotonic()
         whole = None
 
+    batches = _batches(recipe, training)
     try:
         state = train_stages(
             net, batches, recipe.loss(data), recipe.make_penalty(), stages, state, recipe.seed, after_step
@@ -181,7 +187,8 @@ def run(
         raise
     sparsifier = stages[-1].sparsifier
     mask = sparsifier.mask(state.weights.detach(), state.memory)
-    result = Result(recipe, trajectory, net.layout.size, sparsifier.budget, int(mask.sum()), spent(), machine)
+    kept = int(mask.sum())
+    result = Result(recipe, trajectory, net.layout.size, sparsifier.budget, kept, spent(), machine, inferred)
     if folder:
         buffers = _as_deployed(net, stages[-1], state, data, recipe).buffers
         tensors = {**net.layout.split(deployed(sparsifier, state)), **state.others, **buffers}
@@ -189,6 +196,40 @@ def run(
         write_json(folder / RESULT, result.to_json())
         (folder / CHECKPOINT).unlink(missing_ok=True)
     return result
+
+
+def training_split(recipe: Recipe, data: DataSet) -> tuple[Split, list[dict[str, Any]] | None]:
+    """The training samples in the environments that the recipe's penalty compares.
+
+    The same recipe infers the same environments, so a run that is resumed needs no record of them.
+
+    Args:
+        recipe: a resolved recipe.
+        data: its data set.
+
+    Returns:
+        The data set's own training split and None, or the split in inferred environments and what they
+        are, as of `sparseirm.inference.described`.
+
+    Raises:
+        SettingError: if environments cannot be inferred from these samples.
+        NonFiniteError: if training the model to infer from diverges.
+
+    Example:
+        >>> recipe = Recipe(method="irm", environments="eiil", n_train=200, width=16).resolved()
+        >>> split, about = training_split(recipe, recipe.make_data())
+        >>> split.names, split.counts == [entry["size"] for entry in about]
+        (('inferred 0', 'inferred 1'), True)
+    """
+    inference = recipe.make_inference()
+    if inference is None:
+        return data.train, None
+    seed = seed_of(recipe.seed, "reference")
+    net = network(_module(replace(recipe, seed=seed), data).to(data.train.samples.x.device))
+    plan = replace(recipe.plan(len(data.train)), steps=int(recipe.environments_options["reference_steps"]))
+    return in_inferred_environments(
+        data.train, inference, net, recipe.loss(data), plan, recipe.batch_size, seed
+    )
 
 
 def load_model(folder: Path | str, data: DataSet) -> nn.Module:
@@ -229,8 +270,8 @@ def _module(recipe: Recipe, data: DataSet) -> nn.Module:
     return build(lambda: maker(recipe.model)(shape, data.n_outputs, recipe.width), recipe.seed)
 
 
-def _batches(recipe: Recipe, data: DataSet) -> Batches:
-    return Batches(data.train.samples, len(data.train.names), recipe.batch_size, recipe.seed)
+def _batches(recipe: Recipe, training: Split) -> Batches:
+    return Batches(training.samples, len(training.names), recipe.batch_size, recipe.seed)
 
 
 def _device(name: str) -> torch.device:
@@ -324,7 +365,7 @@ def _as_deployed(net: Network, stage: Stage, state: State, data: DataSet, recipe
     """The state after a step, with the buffers of the deterministic network."""
     noise = generator(recipe.seed, "evaluation", state.step, device=state.weights.device)
     now = Moment(state.step - 1, stage.plan.steps, noise)
-    batches = _batches(recipe, data)
+    batches = _batches(recipe, data.train)
     return replace(state, buffers=deployed_buffers(net, stage.sparsifier, state, batches, now))
 
 

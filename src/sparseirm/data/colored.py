@@ -30,6 +30,10 @@ Colour = tuple[float, ...]
 """How strongly an image shows in each channel, in [0, 1]."""
 
 
+CHANNELS = ("red", "green", "blue")
+"""Names of the channels of ``x``."""
+
+
 @dataclass(frozen=True)
 class Colouring:
     """What two coloured data sets differ in, besides their images.
@@ -214,7 +218,9 @@ def colored_mnist(
 
     Returns:
         Samples with ``x`` ``(n, 2, 14, 14)`` in [0, 1] and ``y`` in {0, 1}; ``spurious`` is the index of
-        the channel that is not zeroed.
+        the channel that is not zeroed. The auxiliary variables are ``time`` in [0, 1), made up, as if
+        each environment had been collected after the one before; and the mean of each channel,
+        ``mean_red`` and ``mean_green``.
 
     Raises:
         SettingError: if an argument is out of its range or the files are not to be had.
@@ -255,7 +261,8 @@ def full_colored_mnist(
 
     Returns:
         Samples with ``x`` ``(n, 3, 14, 14)``, red, green and blue in [0, 1], and ``y`` in 0 .. 9;
-        ``spurious`` is the index of the colour in ``TEN_COLOURS.palette``.
+        ``spurious`` is the index of the colour in ``TEN_COLOURS.palette``. Auxiliary variables as in
+        `colored_mnist`, with ``mean_blue``.
 
     Raises:
         SettingError: if an argument is out of its range or the files are not to be had.
@@ -328,7 +335,10 @@ def _split(
     y = _moved(colouring.label(classes[order]), k, label_noise, noise("label noise"))
     colour = _moved(y, k, disagreement[env], noise("colour"))
     x = _painted(pixels[order[:n]], colouring.palette, colour[:n], gray)
-    return Split(Batch(x, y[:n], env[:n]), tuple(environments), spurious=colour[:n])
+    luck = torch.rand(len(order), generator=noise("time"))
+    beside = {"time": (env[:n] + luck[:n]) / len(environments)}
+    beside |= {f"mean_{name}": x[:, i].mean((1, 2)) for i, name in enumerate(CHANNELS[: x.shape[1]])}
+    return Split(Batch(x, y[:n], env[:n]), tuple(environments), colour[:n], beside)
 
 
 def _moved(values: Tensor, k: int, chance: float | Tensor, noise: Generator) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -51,11 +51,14 @@ class Split:
         samples: all samples of the part.
         names: name of each environment; ``samples.env`` indexes it.
         spurious: ``(n,)`` value of the spurious attribute, for evaluation only, or None if unknown.
+        auxiliary: ``(n,)`` variables known beside the inputs, by name, from which environments may be
+            inferred (`sparseirm.inference.ZIN`); nothing else reads them.
     """
 
     samples: Batch
     names: tuple[str, ...]
     spurious: Tensor | None = None
+    auxiliary: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def counts(self) -> list[int]:

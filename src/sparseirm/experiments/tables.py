@@ -124,8 +124,9 @@ def label(recipe: Recipe) -> str:
     recipe = recipe.resolved()
     name = METHOD_NAMES.get(recipe.method, recipe.method)
     usual = recipe.sparsifier in (None, "probmask", lookup("method", METHODS, recipe.method).sparsifier)
-    details = [word for word in (recipe.penalty, None if usual else recipe.sparsifier) if word]
-    return f"{name} ({', '.join(details)})" if details else name
+    details = (recipe.penalty, recipe.environments, None if usual else recipe.sparsifier)
+    words = ", ".join(filter(None, details))
+    return f"{name} ({words})" if words else name
 
 
 METHOD_NAMES = {
