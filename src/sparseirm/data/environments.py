@@ -71,7 +71,8 @@ class Split:
     def to(self, device: torch.device) -> Split:
         """The same part on another device."""
         spurious = None if self.spurious is None else self.spurious.to(device)
-        return Split(self.samples.to(device), self.names, spurious)
+        auxiliary = {name: values.to(device) for name, values in self.auxiliary.items()}
+        return Split(self.samples.to(device), self.names, spurious, auxiliary)
 
 
 @dataclass(frozen=True)
