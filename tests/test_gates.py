@@ -153,3 +153,10 @@ def test_uniform_draws_never_reach_zero_or_one(monkeypatch: pytest.MonkeyPatch) 
     assert (u > 0).all()
     assert (u < 1).all()
     assert u.logit().isfinite().all()
+
+
+def test_uniform_draws_are_a_function_of_their_generator_in_the_type_asked_for() -> None:
+    like = torch.empty(3, dtype=torch.float64)
+    one, same, other = (uniform(like, generator(seed)) for seed in (0, 0, 1))
+    assert one.dtype == torch.float64
+    assert torch.equal(one, same) and not torch.equal(one, other)

@@ -243,7 +243,7 @@ def test_recipes_make_what_they_name() -> None:
         ({"momentum": 0.9}, "`momentum` has no effect: only sgd has one"),
         ({"density": 5}, r"`density` must be in \(0, 1\].* got 5. For 5 per cent pass 0.05."),
         ({"density": 0.0}, r"`density` must be in \(0, 1\].* got 0\.$"),
-        ({"density": float("nan")}, r"`density` must be in \(0, 1\]"),
+        ({"density": float("nan")}, "`density` must be finite; got nan"),
         ({"density": 0.5, "budget": 10}, "give `density` or `budget`, not both; got 0.5 and 10"),
         ({"budget": 0}, "`budget` must be at least 1 weight, or auto; got 0"),
         ({"weights_per_sample": 0.0}, "`weights_per_sample` must be positive; got 0.0"),

@@ -129,6 +129,11 @@ def compare(
     write_bytes(out / "compare.md", markdown(table).encode())
     figure = comparison(table, f"{recipe.data}: seen and unseen environments", out / "compare.svg")
     print(f"figure: {figure}, table: {out / 'compare.md'}")
+    if None in found:
+        raise SettingError(
+            f"{found.count(None)} of {len(found)} runs did not finish, and the table lacks them; the reasons "
+            "are above. The same command goes on with them."
+        )
     return table
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from sparseirm.core import Loss, Penalty, SettingError, Sparsifier
 from sparseirm.data import DATASETS, DEFAULTS, DataSet
 from sparseirm.data.environments import steps_per_epoch
-from sparseirm.files import canonical, digest
+from sparseirm.files import canonical, check_types, digest
 from sparseirm.inference import Inference
 from sparseirm.inference import make as make_inference
 from sparseirm.inference import options as inference_options
@@ -19,7 +19,7 @@ from sparseirm.models import MODELS, maker
 from sparseirm.penalties import USUAL_WEIGHTS
 from sparseirm.penalties import defaults as penalty_defaults
 from sparseirm.penalties import make as make_penalty
-from sparseirm.registry import lookup, one_of, options
+from sparseirm.registry import LARGEST, lookup, one_of, options
 from sparseirm.sparsifiers import SPARSIFIERS, Dense, FixedMask
 from sparseirm.training.stages import Stage
 from sparseirm.training.state import Plan
@@ -137,7 +137,7 @@ class Recipe:
     def __post_init__(self) -> None:
         for field_ in fields(self):  # 1 and 1.0 are one number, and must have one key
             value = getattr(self, field_.name)
-            if str(field_.type).startswith("float") and isinstance(value, int):
+            if str(field_.type).startswith("float") and isinstance(value, int) and abs(value) <= LARGEST:
                 object.__setattr__(self, field_.name, float(value))
         for name in ("correlations", "stage_lengths"):
             if getattr(self, name) is not None:
@@ -236,7 +236,7 @@ class Recipe:
         return {name: value for name, value in asdict(self).items() if value not in (None, {})}
 
     @staticmethod
-    def from_json(payload: dict[str, Any]) -> Recipe:
+    def from_json(payload: Any) -> Recipe:
         """The recipe of `to_json`.
 
         Args:
@@ -246,16 +246,23 @@ class Recipe:
             The recipe, not resolved: values are checked by `resolved`.
 
         Raises:
-            SettingError: if a key is no field of a recipe.
+            SettingError: if a key is no field of a recipe, or a value has the wrong type.
 
         Example:
             >>> recipe = Recipe(width=64, correlations=(0.9, 0.8, 0.1))
             >>> Recipe.from_json(recipe.to_json()) == recipe
             True
         """
+        if not isinstance(payload, dict):
+            raise SettingError(f"a recipe must be an object of names and values; got {payload!r:.80}.")
         for name in payload:
             one_of("field of a recipe", name, [f.name for f in fields(Recipe)])
-        return Recipe(**payload)
+        try:
+            recipe = Recipe(**payload)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise SettingError(f"no recipe can be made of these values: {error}.") from None
+        check_types(recipe)
+        return recipe
 
     @property
     def key(self) -> str:
@@ -491,7 +498,11 @@ class Recipe:
         for name, kind in KINDS.items():
             value = getattr(self, name)
             if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
-                raise SettingError(f"`{name}` must be of type {kind.__name__}; got {value!r}.")
+                raise SettingError(f"`{name}` must be of type {kind.__name__}; got {value!r:.80}.")
+            if isinstance(value, float) and not abs(value) <= LARGEST:
+                raise SettingError(f"`{name}` must be finite; got {value}.")
+            if isinstance(value, int) and not abs(value) < 1 << 63:
+                raise SettingError(f"`{name}` must be below 2**63; got {value!r:.80}.")
 
     def _check_counts(self) -> None:
         if self.steps is not None and self.epochs is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterable, Mapping
 from importlib.metadata import entry_points
 from typing import Any, TypeVar, cast
@@ -10,6 +11,9 @@ from typing import Any, TypeVar, cast
 from sparseirm.core import SettingError
 
 T = TypeVar("T")
+
+LARGEST = sys.float_info.max
+"""What numbers from files and command lines may not exceed; neither NaN nor infinity passes a comparison."""
 
 
 def one_of(kind: str, name: str, known: Iterable[str], listed: str = "") -> str:
@@ -89,7 +93,7 @@ def options(what: str, known: Mapping[str, Any], given: Mapping[str, Any]) -> di
 
 
 def _fitted(what: str, value: Any, default: Any) -> Any:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= LARGEST
     if isinstance(default, bool):
         if str(value).lower() in ("true", "false"):
             return str(value).lower() == "true"

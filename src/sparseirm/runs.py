@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +22,16 @@ from sparseirm.data import Batches, DataSet
 from sparseirm.data.environments import Split
 from sparseirm.evaluation.batch_norm import deployed_buffers
 from sparseirm.evaluation.metrics import Score, deployed, evaluate, undecided
-from sparseirm.files import read_json, read_tensors, write_json, write_tensors
+from sparseirm.files import (
+    DamagedFileError,
+    check_types,
+    locked,
+    read_json,
+    read_tensors,
+    remove_parts,
+    write_json,
+    write_tensors,
+)
 from sparseirm.inference import in_inferred_environments
 from sparseirm.models import Network, build, maker, network
 from sparseirm.randomness import generator, seed_of
@@ -32,6 +43,10 @@ from sparseirm.training.stages import Stage, enter, train_stages
 from sparseirm.training.state import State
 
 RESULT, MODEL, CHECKPOINT = "result.json", "model.safetensors", "checkpoint.safetensors"
+LOCK = ".lock"
+
+CHECKPOINT_VARIABLE = "SPARSEIRM_CHECKPOINT_SECONDS"
+"""The environment variable with the seconds between two checkpoints, of every command and its workers."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +71,15 @@ class Point:
 
     @staticmethod
     def from_json(payload: dict[str, Any]) -> Point:
-        """The point of ``asdict``."""
-        scores = {name: Score(**score) for name, score in payload["scores"].items()}
-        return Point(**{**payload, "scores": scores})
+        """The point of ``asdict``; ``SettingError`` if it is not one."""
+        try:
+            scores = {name: Score(**score) for name, score in payload["scores"].items()}
+            point = Point(**{**payload, "scores": scores})
+        except (KeyError, TypeError, AttributeError) as error:
+            raise SettingError(f"a result has an evaluation that is none ({error!r}).") from None
+        for part in (point, *scores.values()):
+            check_types(part)
+        return point
 
 
 @dataclass(frozen=True)
@@ -102,12 +123,19 @@ class Result:
 
     @staticmethod
     def from_json(payload: dict[str, Any]) -> Result:
-        """The result of `to_json`."""
+        """The result of `to_json`; ``SettingError`` if it is not one."""
         derived = ("status", "density", "last")
-        given = {name: value for name, value in payload.items() if name not in derived}
-        given["recipe"] = Recipe.from_json(payload["recipe"])
-        given["trajectory"] = [Point.from_json(point) for point in payload["trajectory"]]
-        return Result(**given)
+        try:
+            given = {name: value for name, value in payload.items() if name not in derived}
+            given["recipe"] = Recipe.from_json(payload["recipe"])
+            given["trajectory"] = [Point.from_json(point) for point in payload["trajectory"]]
+            result = Result(**given)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise SettingError(f"this is not the result of a run ({error!r}).") from None
+        check_types(result)
+        if not result.trajectory or result.n_weights < 1:
+            raise SettingError("this is not the result of a run: it has no evaluation, or no weights.")
+        return result
 
 
 def run(
@@ -118,7 +146,7 @@ def run(
     resume: bool = False,
     device: str = "cpu",
     on_step: Callable[[Record, list[Point]], None] = lambda record, trajectory: None,
-    checkpoint_seconds: float = 30.0,
+    checkpoint_seconds: float | None = None,
 ) -> Result:
     """Carry out a recipe.
 
@@ -130,14 +158,16 @@ def run(
         device: where to compute: ``cpu``, ``cuda``, ``cuda:1`` ...
         on_step: called after every step with its record, whose steps are counted through all stages, and the
             trajectory so far.
-        checkpoint_seconds: time between two checkpoints.
+        checkpoint_seconds: time between two checkpoints; None takes it from the environment variable
+            ``SPARSEIRM_CHECKPOINT_SECONDS``, and if that is not set, 30.
 
     Returns:
         The result, which is also in ``out``.
 
     Raises:
         SettingError: if the recipe cannot be run, its data files are not to be had, ``device`` cannot be
-            used, or ``out`` holds another run, any run without ``resume``, or a damaged file.
+            used, or ``out`` holds another run, any run without ``resume``, or a damaged file, is in use by
+            another process, or cannot be written to.
         NonFiniteError: if risk or penalty become NaN or infinite.
 
     Example:
@@ -146,8 +176,22 @@ def run(
         (['test', 'train', 'val'], 20)
     """
     recipe, place = recipe.resolved(), _device(device)
+    pause = _checkpoint_seconds() if checkpoint_seconds is None else checkpoint_seconds
+    with _held(None if out is None else Path(out)) as folder:
+        return _run(recipe, data_root, folder, resume, place, on_step, pause)
+
+
+def _run(
+    recipe: Recipe,
+    data_root: str | None,
+    folder: Path | None,
+    resume: bool,
+    place: torch.device,
+    on_step: Callable[[Record, list[Point]], None],
+    checkpoint_seconds: float,
+) -> Result:
+    """What `run` does with a resolved recipe, in a folder that is its own."""
     machine = environment(place)
-    folder = None if out is None else Path(out)
     if folder is not None:
         finished = _claim(folder, recipe, resume)
         if finished:
@@ -243,12 +287,17 @@ def load_model(folder: Path | str, data: DataSet) -> nn.Module:
         The module in evaluation mode. Its logits have shape ``(n, 1)`` for two classes.
 
     Raises:
-        DamagedFileError: if the file is damaged.
+        DamagedFileError: if the file is damaged, or holds NaN or infinity.
+        SettingError: if its recipe cannot be run, or its network does not fit into memory.
         OSError: if there is no such file.
         RuntimeError: if ``data`` has samples of another shape, or another number of outputs.
     """
-    tensors, note = read_tensors(Path(folder) / MODEL)
-    module = _module(Recipe.from_json(note["recipe"]), data)
+    path = Path(folder) / MODEL
+    tensors, note = read_tensors(path)
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise DamagedFileError(f"{path} is no trained network: {name} holds NaN or infinity. Delete it.")
+    module = _module(Recipe.from_json(note.get("recipe")).resolved(), data)
     module.load_state_dict(tensors)
     return module.eval()
 
@@ -267,7 +316,11 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 def _module(recipe: Recipe, data: DataSet) -> nn.Module:
     shape = tuple(data.train.samples.x.shape[1:])
-    return build(lambda: maker(recipe.model)(shape, data.n_outputs, recipe.width), recipe.seed)
+    try:
+        return build(lambda: maker(recipe.model)(shape, data.n_outputs, recipe.width), recipe.seed)
+    except (RuntimeError, MemoryError) as error:
+        reason = str(error).splitlines()[0]
+        raise SettingError(f"a {recipe.model} of width {recipe.width} cannot be made: {reason}") from None
 
 
 def _batches(recipe: Recipe, training: Split) -> Batches:
@@ -286,8 +339,23 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _claim(folder: Path, recipe: Recipe, resume: bool) -> Result | None:
-    """Check that the folder is free or holds this very run; return its result if it is finished."""
+def _checkpoint_seconds() -> float:
+    given = os.environ.get(CHECKPOINT_VARIABLE, "30")
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = math.nan
+    if not seconds >= 0:
+        raise SettingError(f"`{CHECKPOINT_VARIABLE}` must be 0 or more seconds; got {given!r}. Unset it.")
+    return seconds
+
+
+@contextmanager
+def _held(folder: Path | None) -> Iterator[Path | None]:
+    """The output folder, in nobody else's hands, and without files that a killed process began."""
+    if folder is None:
+        yield None
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -296,6 +364,21 @@ def _claim(folder: Path, recipe: Recipe, resume: bool) -> Result | None:
         raise SettingError(
             f"`out` {str(folder)!r} cannot be written to ({error}); choose another folder."
         ) from None
+    with locked(folder / LOCK) as mine:
+        if not mine:
+            raise SettingError(
+                f"`out` {str(folder)!r} is in use by another process. Wait, or choose another."
+            )
+        for name in (RESULT, MODEL, CHECKPOINT):
+            remove_parts(folder / name)
+        try:
+            yield folder
+        finally:
+            (folder / LOCK).unlink(missing_ok=True)
+
+
+def _claim(folder: Path, recipe: Recipe, resume: bool) -> Result | None:
+    """Check that the folder is free or holds this very run; return its result if it is finished."""
     existing = [name for name in (RESULT, CHECKPOINT) if (folder / name).exists()]
     if not existing:
         return None
@@ -307,9 +390,12 @@ def _claim(folder: Path, recipe: Recipe, resume: bool) -> Result | None:
     if RESULT in existing:
         result = Result.from_json(read_json(folder / RESULT))
         _same(result.recipe, recipe, folder)
-        return result
-    _, note = read_tensors(folder / CHECKPOINT)
-    _same(Recipe.from_json(note["recipe"]), recipe, folder)
+        if (folder / MODEL).exists():
+            (folder / CHECKPOINT).unlink(missing_ok=True)
+            return result
+    if CHECKPOINT in existing:
+        _, note = read_tensors(folder / CHECKPOINT)
+        _same(Recipe.from_json(note["recipe"]), recipe, folder)
     return None
 
 

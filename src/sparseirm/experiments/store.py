@@ -8,9 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
-from sparseirm.files import read_json, write_json
+from sparseirm.files import locked, read_json, remove_parts, write_json
 from sparseirm.recipe import Recipe
 from sparseirm.runs import Result
 
@@ -62,21 +60,23 @@ class Store:
     def claim(self, recipe: Recipe) -> Iterator[Path | None]:
         """Take a run for this process: its working folder, or None if another process has it."""
         folder = self.root / "work" / recipe.key
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / "lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            yield None
-            return
-        try:
-            yield folder
-        finally:
-            lock.release()
+        with locked(folder / "lock") as mine:
+            if mine:
+                for kind in ("runs", "failed"):
+                    remove_parts(self._path(kind, recipe))
+            yield folder if mine else None
 
     def clear(self, recipe: Recipe) -> None:
         """Remove the working folder of a run whose result is stored; to be called under its `claim`."""
         shutil.rmtree(self.root / "work" / recipe.key, ignore_errors=True)
+
+    def tidy(self) -> None:
+        """Remove the working folders of finished runs: a process killed at the very end leaves one."""
+        for folder in (self.root / "work").glob("*"):
+            if (self.root / "runs" / f"{folder.name}.json").exists():
+                with locked(folder / "lock") as mine:
+                    if mine:
+                        shutil.rmtree(folder, ignore_errors=True)
 
     def _path(self, kind: str, recipe: Recipe) -> Path:
         return self.root / kind / f"{recipe.key}.json"

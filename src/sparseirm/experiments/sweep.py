@@ -36,7 +36,9 @@ def local(workers: int | None = None) -> Iterator[Executor]:
     if workers is not None and workers < 1:
         raise SettingError(f"`workers` must be at least 1; got {workers}. Leave it out for one per core.")
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers or cores(), mp_context=context, initializer=_alone)
+    pool = ProcessPoolExecutor(
+        workers or cores(), mp_context=context, initializer=_alone, initargs=(os.getpid(),)
+    )
     try:
         yield pool
     except BaseException:
@@ -76,6 +78,7 @@ def sweep(
     Raises:
         SettingError: if a recipe cannot be resolved (before anything runs), or a stored result is damaged.
     """
+    store.tidy()
     missing = {recipe.key: recipe for recipe in recipes if store.get(recipe) is None}
     order = sorted(missing.values(), key=_cost, reverse=True)
     deadline = None if time_budget is None else time.time() + time_budget
@@ -103,7 +106,7 @@ def carry_out(
         return "not started: the time budget is used up"
     with store.claim(recipe) as folder:
         if folder is None:
-            return "not started: another process is running it"
+            return None if store.get(recipe) else "not started: another process is running it"
         try:
             if store.get(recipe) is None:
                 store.put(run(recipe, data_root=data_root, out=folder, resume=True))
@@ -120,11 +123,10 @@ def _cost(recipe: Recipe) -> float:
     return (recipe.batch_size or recipe.n_train or 1) * width * (width + 400) * recipe.total_steps
 
 
-def _alone() -> None:
+def _alone(parent: int) -> None:
     """One thread, deaf to Ctrl-C, and no life after the process that started this one."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
-    parent = os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:
