@@ -176,31 +176,54 @@ def run(
     result = Result(recipe, trajectory, net.layout.size, sparsifier.budget, int(mask.sum()), spent(), machine)
     if folder:
         tensors = {**net.layout.split(deployed(sparsifier, state)), **state.others, **state.buffers}
-        write_tensors(folder / MODEL, tensors, {"recipe": recipe.to_json()})
+        write_tensors(folder / MODEL, tensors, {"recipe": recipe.to_json(), **_shapes(data)})
         write_json(folder / RESULT, result.to_json())
         (folder / CHECKPOINT).unlink(missing_ok=True)
     return result
 
 
-def load_model(folder: Path | str, data: DataSet) -> nn.Module:
+def load_model(folder: Path | str, data: DataSet | None = None) -> nn.Module:
     """The trained network of an output folder as a plain module, masked weights set to zero.
 
     Args:
         folder: where `run` wrote ``model.safetensors``.
-        data: a data set of the shape the model was trained on.
+        data: a data set of the shape the model was trained on; needed for files of earlier versions, which do
+            not say it themselves.
 
     Returns:
         The module in evaluation mode. Its logits have shape ``(n, 1)`` for two classes.
 
     Raises:
         DamagedFileError: if the file is damaged.
+        SettingError: if the file does not know the shape of its inputs, and ``data`` is not given.
         OSError: if there is no such file.
         RuntimeError: if ``data`` has samples of another shape, or another number of outputs.
     """
     tensors, note = read_tensors(Path(folder) / MODEL)
-    module = _module(Recipe.from_json(note["recipe"]), data)
+    module = module_of(note if data is None else {**note, **_shapes(data)})
     module.load_state_dict(tensors)
     return module.eval()
+
+
+def module_of(note: dict[str, Any]) -> nn.Module:
+    """The module that the note of a model file describes, with initial weights.
+
+    Args:
+        note: ``recipe``, ``input_shape`` (of one sample) and ``n_outputs``, as in ``model.safetensors``.
+
+    Returns:
+        The module, in training mode.
+
+    Raises:
+        SettingError: if the note lacks one of them.
+    """
+    missing = [name for name in ("recipe", "input_shape", "n_outputs") if name not in note]
+    if missing:
+        raise SettingError(
+            f"the model file does not say how to rebuild its module: it has no {', '.join(missing)}. If an "
+            "earlier version wrote it, train again; if it holds a module of your own, pass that module."
+        )
+    return _built(Recipe.from_json(note["recipe"]), tuple(note["input_shape"]), note["n_outputs"])
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -216,8 +239,16 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def _module(recipe: Recipe, data: DataSet) -> nn.Module:
-    shape = tuple(data.train.samples.x.shape[1:])
-    return build(lambda: MODELS[recipe.model](shape, data.n_outputs, recipe.width), recipe.seed)
+    return _built(recipe, tuple(data.train.samples.x.shape[1:]), data.n_outputs)
+
+
+def _built(recipe: Recipe, input_shape: tuple[int, ...], n_outputs: int) -> nn.Module:
+    return build(lambda: MODELS[recipe.model](input_shape, n_outputs, recipe.width), recipe.seed)
+
+
+def _shapes(data: DataSet) -> dict[str, Any]:
+    """What a recipe does not say about its module, as plain data."""
+    return {"input_shape": list(data.train.samples.x.shape[1:]), "n_outputs": data.n_outputs}
 
 
 def _device(name: str) -> torch.device:
