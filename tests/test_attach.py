@@ -12,12 +12,12 @@ from torch.utils.checkpoint import checkpoint
 
 from makers import SAMPLES, Problem, assert_same_bits, noisy_module, plain_module, sparsifier_named
 from sparseirm import Outputs, SettingError, attach
-from sparseirm.core import NonFiniteError
+from sparseirm.core import NonFiniteError, Penalty
 from sparseirm.data import Batches
 from sparseirm.files import DamagedFileError
 from sparseirm.losses import BINARY
 from sparseirm.models import build, maskable
-from sparseirm.penalties import BayesianIRM
+from sparseirm.penalties import BayesianIRM, iga
 from sparseirm.randomness import seed_of
 from sparseirm.sparsifiers import SPARSIFIERS, ProbMask
 from sparseirm.training.attach import Attachment
@@ -25,7 +25,6 @@ from sparseirm.training.state import Plan
 
 STEPS = 20
 PLAN = Plan(steps=STEPS, lr=0.01, lr_schedule="constant", penalty_weight=3.0, penalty_from=0.25)
-PENALTY = BayesianIRM(n_draws=3)
 X, Y = SAMPLES.x, SAMPLES.y.float()
 
 
@@ -69,9 +68,11 @@ def test_a_loop_of_ones_own_takes_the_steps_of_train(
     for step in range(STEPS):
         torch.manual_seed(seed_of(0, "module", step))  # dropout
         batch = batches.at(step)
-        out = Outputs(loop.model(batch.x)[:, 0], batch.y, batch.env, 2, BINARY, noise=loop.sparse.now.noise)
+        logits, parameters = loop.model(batch.x)[:, 0], tuple(loop.model.parameters())
+        noise = loop.sparse.now.noise
+        out = Outputs(logits, batch.y, batch.env, 2, BINARY, parameters=parameters, noise=noise)
         loop.optimizer.zero_grad()
-        (out.risks.mean() + PLAN.penalty_weight_at(step) * PENALTY(out)).backward()
+        (out.risks.mean() + PLAN.penalty_weight_at(step) * penalty(out)).backward()
         loop.optimizer.step()
     theirs = dict(loop.model.named_parameters())
     pairs = [(loop.sparse.state.weights, ours.state.weights)]
@@ -131,6 +132,28 @@ def test_only_the_named_parameters_are_masked_and_frozen_ones_never() -> None:
 
 
 # What may go on around it.
+
+
+def test_clipping_and_logging_see_the_gradient_by_the_weights() -> None:
+    loop = Loop(sparsifier="random")
+    loop.optimizer.zero_grad()
+    F.binary_cross_entropy_with_logits(loop.model(X)[:, 0], Y).backward()
+    for name, mask in loop.sparse.mask().items():
+        gradient = loop.model.get_parameter(name).grad
+        assert gradient is not None and gradient[mask].any() and not gradient[~mask].any()
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_gradients_that_are_thrown_away_leave_no_trace(set_to_none: bool) -> None:
+    plain, wasteful = Loop().run(3), Loop()
+    for _ in range(3):
+        wasteful.model(X).square().sum().backward()
+        wasteful.optimizer.zero_grad(set_to_none)
+        wasteful.model.eval()(X).sum().backward()  # of no step: somebody looks at a gradient
+        wasteful.optimizer.zero_grad(set_to_none)
+        wasteful.model.train()
+        wasteful.step()
+    assert_same_bits(plain, dict(wasteful.model.state_dict()))
 
 
 def test_compiled_checkpointed_and_accumulated_steps_are_the_same_steps() -> None:
@@ -223,7 +246,7 @@ def test_a_second_attachment_is_refused() -> None:
 
 def test_a_step_without_gradients_or_after_the_last_is_refused() -> None:
     loop = Loop()
-    with pytest.raises(SettingError, match="call `backward` before"):
+    with pytest.raises(SettingError, match="call `backward`, in training mode, before"):
         loop.optimizer.step()
     loop.run()
     with pytest.raises(SettingError, match=r"step 21 of a run announced with `steps=20`.* or `finish` it"):

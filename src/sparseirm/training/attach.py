@@ -11,6 +11,7 @@ from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 from torch.optim import Optimizer
 
 from sparseirm.core import Layout, Moment, NonFiniteError, SettingError, Sparsifier, Tensors
@@ -37,14 +38,14 @@ def attach(
 
     From now on the masked parameters hold the weights the network runs with: in training mode one draw of the
     sparsifier, the same for every forward pass of a step; in evaluation mode the deterministic network. The
-    weights under the mask are kept apart. `optimizer.step` moves those: it translates the gradients by the
-    masked weights into gradients by the weights and the sparsifier's probabilities, trains both, and lets the
-    sparsifier do its own part (`sparseirm.training.loop.train` takes the very same steps). After `steps`
-    steps the module holds its final sparse weights.
+    weights under the mask are kept apart. When `backward` is done, gradients by the masked weights have been
+    turned into gradients by the weights, which is what clipping and the optimiser see, and by what the
+    sparsifier learns. `optimizer.step` trains both and lets the sparsifier do its own part: these are the
+    steps of `sparseirm.training.loop.train`. After `steps` of them the module holds its final sparse weights.
 
-    Compilation, activation checkpointing, gradient accumulation, loss scaling and closures that are called
-    once go on as before. Gradients are clipped, by whoever clips them between `backward` and `step`, as
-    gradients by the masked weights. A parameter written to by hand loses what was written in the next step.
+    Compilation, activation checkpointing, gradient accumulation, clipping, bfloat16 and closures that are
+    called once go on as before. Not supported: scaled losses (float16), gradients by `torch.autograd.grad`.
+    What is written to a masked parameter by hand is lost in the next step.
 
     Args:
         module: any module; neither its class nor its layers are touched.
@@ -118,15 +119,20 @@ class Attachment:
     parameters: list[nn.Parameter]
     state: State
     now: Moment = field(init=False)
+    _arrived: dict[int, Tensor] = field(init=False, default_factory=dict)
+    _gradient: Tensor | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         _ATTACHED.add(self.module)
         self._draw()
+        nodes = [get_gradient_edge(parameter).node for parameter in self.parameters]
         self._hooks = [
             self.module.register_forward_pre_hook(lambda module, inputs: self._show(module.training)),
             self.optimizer.register_step_pre_hook(self._before_step),
             self.optimizer.register_step_post_hook(lambda optimizer, args, kwargs: self._after_step()),
+            *(node.register_prehook(partial(self._arrive, at)) for at, node in enumerate(nodes)),
         ]
+        self._nodes = nodes  # a parameter does not keep its node alive
 
     def mask(self) -> Tensors:
         """The deterministic mask of this moment: bool tensors by parameter name."""
@@ -167,6 +173,7 @@ class Attachment:
         self._effective = self._deployed() if self._over else self._sampled()
         self._write(self._effective)
         self._shows_training = True
+        self._forget_gradients()
 
     @property
     def _over(self) -> bool:
@@ -193,6 +200,36 @@ class Attachment:
     def _split(self, flat: Tensor) -> list[Tensor]:
         return list(self.layout.split(flat).values())
 
+    def _arrive(self, at: int, gradients: tuple[Tensor, ...]) -> tuple[Tensor] | None:
+        """Withhold the gradient by a masked parameter until the backward pass is over."""
+        if self._over or not self._shows_training:
+            return None
+        torch.autograd.Variable._execution_engine.queue_callback(self._translate)
+        self._arrived[at] = gradients[0].detach()
+        return (torch.zeros_like(gradients[0]),)
+
+    def _translate(self) -> None:
+        """From gradients by the masked weights to those by the weights and by what is learned of the mask."""
+        arrived, self._arrived = self._arrived, {}
+        if not arrived:  # called once for every parameter that was withheld
+            return
+        if not any(parameter.grad is not None and parameter.grad.any() for parameter in self.parameters):
+            self._forget_gradients()  # the loop did so; else it accumulates
+        pieces = [arrived.get(at, torch.zeros_like(p)) for at, p in enumerate(self.parameters)]
+        dense = torch.cat([piece.reshape(-1) for piece in pieces])
+        self._gradient = dense if self._gradient is None else self._gradient + dense
+        leaves = self.state.leaves
+        torch.autograd.backward([self._effective], [dense], retain_graph=True, inputs=leaves)
+        by_weights, self.state.weights.grad = self.state.weights.grad, None
+        if by_weights is not None:
+            for parameter, piece in zip(self.parameters, self._split(by_weights), strict=True):
+                parameter.grad = piece if parameter.grad is None else parameter.grad + piece
+
+    def _forget_gradients(self) -> None:
+        self._gradient = None
+        for leaf in self.state.leaves:
+            leaf.grad = None
+
     def _before_step(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
@@ -203,13 +240,13 @@ class Attachment:
             )
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if closure is None:
-            self._translate()
+            self._ready()
             return None
         rest = {name: value for name, value in kwargs.items() if name != "closure"}
         return (optimizer, partial(self._closure, closure, [])), rest
 
     def _closure(self, closure: Callable[[], Any], calls: list[None]) -> Any:
-        """What an optimiser calls to have gradients: the user's own closure, then the translation."""
+        """What an optimiser calls to have gradients: the user's own closure, then the weights themselves."""
         if calls:
             raise SettingError(
                 f"{type(self.optimizer).__name__} calls its closure more than once a step, and the mask "
@@ -217,30 +254,26 @@ class Attachment:
             )
         calls.append(None)
         loss = closure()
-        self._translate()
+        self._ready()
         return loss
 
-    def _translate(self) -> None:
-        """From gradients by the masked weights to those by the weights and by what is learned of the mask."""
+    def _ready(self) -> None:
+        """Everything is there for a step: the optimiser gets the weights under the mask to move."""
         state = self.state
-        if all(parameter.grad is None for parameter in self.parameters):
-            raise SettingError("no masked weight has a gradient; call `backward` before `optimizer.step`.")
-        self._gradient = torch.cat([_gradient(parameter).reshape(-1) for parameter in self.parameters])
+        if self._gradient is None:
+            raise SettingError(
+                "no masked weight has a gradient; call `backward`, in training mode, before `optimizer.step`."
+            )
         if finite(gradient=self._gradient):
             raise NonFiniteError(
                 f"a gradient became NaN or infinite in step {state.step + 1}. Check that every batch has "
                 "samples of every environment, lower the learning rate or the penalty's weight, or check "
                 "the data."
             )
-        for leaf in state.leaves:
-            leaf.grad = None
-        torch.autograd.backward([self._effective], [self._gradient], inputs=state.leaves)
         price = self.sparsifier.price(state.memory)
         if isinstance(price, Tensor):
             price.backward()  # type: ignore[no-untyped-call]
         self._write(state.weights)
-        for parameter, piece in zip(self.parameters, self._split(_gradient(state.weights)), strict=True):
-            parameter.grad = piece
 
     def _after_step(self) -> None:
         """What the training loop does between two steps."""
@@ -255,10 +288,6 @@ class Attachment:
                 forget_history(self.optimizer, parameter, piece)
         state.step += 1
         self._draw()
-
-
-def _gradient(tensor: Tensor) -> Tensor:
-    return torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
 
 
 def _layout(module: nn.Module, optimizer: Optimizer, names: Iterable[str] | None) -> Layout:
