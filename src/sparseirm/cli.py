@@ -19,6 +19,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from sparseirm.core import NonFiniteError, SettingError
+from sparseirm.deploy import export
 from sparseirm.experiments.figures import comparison
 from sparseirm.experiments.store import Store
 from sparseirm.experiments.sweep import local, sweep
@@ -168,6 +169,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "train": train,
     "compare": compare,
     "theory": theory,
+    "export": export,
 }
 
 

@@ -236,7 +236,7 @@ def _run(
     if folder:
         buffers = _as_deployed(net, stages[-1], state, data, recipe).buffers
         tensors = {**net.layout.split(deployed(sparsifier, state)), **state.others, **buffers}
-        write_tensors(folder / MODEL, tensors, {"recipe": recipe.to_json()})
+        write_tensors(folder / MODEL, tensors, {"recipe": recipe.to_json(), **_shapes(data)})
         write_json(folder / RESULT, result.to_json())
         (folder / CHECKPOINT).unlink(missing_ok=True)
     return result
@@ -276,19 +276,21 @@ def training_split(recipe: Recipe, data: DataSet) -> tuple[Split, list[dict[str,
     )
 
 
-def load_model(folder: Path | str, data: DataSet) -> nn.Module:
+def load_model(folder: Path | str, data: DataSet | None = None) -> nn.Module:
     """The trained network of an output folder as a plain module, masked weights set to zero.
 
     Args:
         folder: where `run` wrote ``model.safetensors``.
-        data: a data set of the shape the model was trained on.
+        data: a data set of the shape the model was trained on; needed for files of earlier versions, which do
+            not say it themselves.
 
     Returns:
         The module in evaluation mode. Its logits have shape ``(n, 1)`` for two classes.
 
     Raises:
         DamagedFileError: if the file is damaged, or holds NaN or infinity.
-        SettingError: if its recipe cannot be run, or its network does not fit into memory.
+        SettingError: if its recipe cannot be run, its network does not fit into memory, or it does not know
+            the shape of its inputs and ``data`` is not given.
         OSError: if there is no such file.
         RuntimeError: if ``data`` has samples of another shape, or another number of outputs.
     """
@@ -297,9 +299,36 @@ def load_model(folder: Path | str, data: DataSet) -> nn.Module:
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise DamagedFileError(f"{path} is no trained network: {name} holds NaN or infinity. Delete it.")
-    module = _module(Recipe.from_json(note.get("recipe")).resolved(), data)
+    module = module_of(note if data is None else {**note, **_shapes(data)})
     module.load_state_dict(tensors)
     return module.eval()
+
+
+def module_of(note: dict[str, Any]) -> nn.Module:
+    """The module that the note of a model file describes, with initial weights.
+
+    Args:
+        note: ``recipe``, ``input_shape`` (of one sample) and ``n_outputs``, as in ``model.safetensors``.
+
+    Returns:
+        The module, in training mode.
+
+    Raises:
+        SettingError: if the note lacks one of them.
+    """
+    missing = [name for name in ("recipe", "input_shape", "n_outputs") if name not in note]
+    if missing:
+        raise SettingError(
+            f"the model file does not say how to rebuild its module: it has no {', '.join(missing)}. If an "
+            "earlier version wrote it, train again; if it holds a module of your own, pass that module."
+        )
+    shape, n_outputs = note["input_shape"], note["n_outputs"]
+    sizes = [*shape, n_outputs] if isinstance(shape, list) else [None]
+    if not all(type(size) is int and 0 < size < 1 << 31 for size in sizes):
+        raise SettingError(
+            f"the model file holds no shapes: {shape!r:.80} and {n_outputs!r:.80}. Train again."
+        )
+    return _built(Recipe.from_json(note["recipe"]).resolved(), tuple(shape), n_outputs)
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -315,12 +344,20 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def _module(recipe: Recipe, data: DataSet) -> nn.Module:
-    shape = tuple(data.train.samples.x.shape[1:])
+    return _built(recipe, tuple(data.train.samples.x.shape[1:]), data.n_outputs)
+
+
+def _built(recipe: Recipe, input_shape: tuple[int, ...], n_outputs: int) -> nn.Module:
     try:
-        return build(lambda: maker(recipe.model)(shape, data.n_outputs, recipe.width), recipe.seed)
+        return build(lambda: maker(recipe.model)(input_shape, n_outputs, recipe.width), recipe.seed)
     except (RuntimeError, MemoryError) as error:
         reason = str(error).splitlines()[0]
         raise SettingError(f"a {recipe.model} of width {recipe.width} cannot be made: {reason}") from None
+
+
+def _shapes(data: DataSet) -> dict[str, Any]:
+    """What a recipe does not say about its module, as plain data."""
+    return {"input_shape": list(data.train.samples.x.shape[1:]), "n_outputs": data.n_outputs}
 
 
 def _batches(recipe: Recipe, training: Split) -> Batches:

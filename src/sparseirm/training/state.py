@@ -158,11 +158,14 @@ def start(network: Network, sparsifier: Sparsifier, plan: Plan, seed: int, froze
     if not frozen:
         state.optimizers["weights"] = OPTIMIZERS[plan.optimizer]([weights, *others.values()], plan)
     if memory.learned:
-        learned = list(memory.learned.values())
-        state.optimizers["scores"] = Adam(
-            learned, lr=sparsifier.score_lr, eps=plan.eps, fused=_fusable(learned)
-        )
+        state.optimizers["scores"] = score_optimizer(memory, sparsifier, plan.eps)
     return state
+
+
+def score_optimizer(memory: Memory, sparsifier: Sparsifier, eps: float) -> Optimizer:
+    """Adam for what a sparsifier learns."""
+    learned = list(memory.learned.values())
+    return Adam(learned, lr=sparsifier.score_lr, eps=eps, fused=_fusable(learned))
 
 
 def _fusable(tensors: list[Tensor]) -> bool:
@@ -177,10 +180,14 @@ def clear_gradients(state: State) -> None:
 
 def forget(state: State, fresh: Tensor | None) -> None:
     """Erase the optimiser's history of the maskable weights at ``fresh``, a bool ``(d,)`` or None."""
-    if fresh is None:
-        return
-    for slot in state.optimizers["weights"].state[state.weights].values():
-        if slot.shape == fresh.shape:
+    if fresh is not None:
+        forget_history(state.optimizers["weights"], state.weights, fresh)
+
+
+def forget_history(optimizer: Optimizer, parameter: Tensor, fresh: Tensor) -> None:
+    """Set what an optimiser remembers of a parameter to zero where ``fresh``, bool of its shape, is True."""
+    for slot in optimizer.state[parameter].values():
+        if isinstance(slot, Tensor) and slot.shape == fresh.shape:
             slot[fresh] = 0
 
 
