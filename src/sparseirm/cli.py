@@ -8,6 +8,7 @@ import io
 import itertools
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
@@ -21,6 +22,8 @@ from rich.table import Table
 
 from sparseirm.core import NonFiniteError, SettingError
 from sparseirm.experiments.figures import comparison
+from sparseirm.experiments.pictures import pictures
+from sparseirm.experiments.prepare import prepare_coco
 from sparseirm.experiments.store import Store
 from sparseirm.experiments.sweep import local, sweep
 from sparseirm.experiments.tables import HEADINGS, Row, cells, label, markdown, rows
@@ -158,18 +161,24 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "train": train,
     "compare": compare,
     "theory": theory,
+    "pictures": pictures,
+    "prepare-coco": prepare_coco,
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return 0, or 2 with one helpful line if a value cannot be used."""
+    warnings.formatwarning = lambda message, *where, **more: f"sparseirm: note: {message}.\n"
     try:
         _parsed(sys.argv[1:] if arguments is None else arguments)()
     except (_UsageError, SettingError, NonFiniteError) as error:
         print("sparseirm:", " ".join(str(error).split()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("sparseirm: stopped. `train --resume` with `--out`, and `compare`, go on.", file=sys.stderr)
+        print(
+            "sparseirm: stopped. `train --resume` with `--out`, `compare` and `prepare-coco` go on.",
+            file=sys.stderr,
+        )
         return 130
     except OSError as error:
         print(f"sparseirm: {error}", file=sys.stderr)

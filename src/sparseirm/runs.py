@@ -68,6 +68,7 @@ class Result:
         kept: number of ones in the final mask.
         seconds: time spent training and evaluating, over all resumed pieces.
         environment: versions, processor, threads.
+        source_note: what one should know about the files behind the data, such as that they are JPEG.
     """
 
     recipe: Recipe
@@ -77,6 +78,7 @@ class Result:
     kept: int
     seconds: float
     environment: dict[str, Any] = field(default_factory=dict)
+    source_note: str | None = None
 
     @property
     def last(self) -> dict[str, Score]:
@@ -134,7 +136,7 @@ def run(
         >>> sorted(result.last), result.trajectory[-1].step
         (['test', 'train', 'val'], 20)
     """
-    recipe, place = recipe.resolved(), _device(device)
+    recipe, place = recipe.resolved().pinned(data_root), _device(device)
     machine = environment(place)
     folder = None if out is None else Path(out)
     if folder is not None:
@@ -173,7 +175,16 @@ def run(
             _save(folder, state, recipe, trajectory, spent())
         raise
     mask = sparsifier.mask(state.weights.detach(), state.memory)
-    result = Result(recipe, trajectory, net.layout.size, sparsifier.budget, int(mask.sum()), spent(), machine)
+    result = Result(
+        recipe=recipe,
+        trajectory=trajectory,
+        n_weights=net.layout.size,
+        budget=sparsifier.budget,
+        kept=int(mask.sum()),
+        seconds=spent(),
+        environment=machine,
+        source_note=data.source_note,
+    )
     if folder:
         tensors = {**net.layout.split(deployed(sparsifier, state)), **state.others, **state.buffers}
         write_tensors(folder / MODEL, tensors, {"recipe": recipe.to_json()})
