@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections import Counter
+import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -36,6 +36,9 @@ SPLITS = ("train2017", "val2017", "train2014", "val2014")
 
 CHUNK = 256
 """Objects between two saves of a preparation."""
+
+LOSSES = 20
+"""Lost images that are named."""
 
 COUNTS = ("vehicles", "animals", "crowd", "small", "not_largest", "missing", "unreadable", "unsafe")
 """What a preparation counts."""
@@ -95,6 +98,28 @@ class Selection:
         require(
             bool(self.splits), "`splits` must name at least one of COCO's splits", self.splits, "Add one."
         )
+
+
+@dataclass
+class Report:
+    """What a preparation found.
+
+    Attributes:
+        counts: number of objects under each of `COUNTS`: ``vehicles`` and ``animals`` written; annotations of
+            these classes passed over because they are a ``crowd``, ``small``, or ``not_largest`` of their
+            class in the image; objects lost with images that are ``missing``, ``unreadable`` or ``unsafe``
+            (the file name is a path).
+        losses: the first images that were lost, and why.
+    """
+
+    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
+    losses: list[str] = field(default_factory=list)
+
+    def lose(self, how: str, what: str) -> None:
+        """Count an object that is lost."""
+        self.counts[how] += 1
+        if len(self.losses) < LOSSES:
+            self.losses.append(what)
 
 
 @dataclass(frozen=True)
@@ -172,7 +197,7 @@ def prepare(
     out: Path | None = None,
     selection: Selection | None = None,
     on_object: Callable[[int, int], None] = lambda done, total: None,
-) -> dict[str, int]:
+) -> Report:
     """Cut the largest object of every class out of every COCO image, by its mask, into one file.
 
     Reads ``annotations/instances_SPLIT.json`` and ``SPLIT/*.jpg`` below ``coco_root``. Crowds are left out.
@@ -187,9 +212,7 @@ def prepare(
         on_object: called with the numbers of objects done and of all.
 
     Returns:
-        Counts by name: ``vehicles`` and ``animals`` written; annotations of these classes passed over because
-        they are a ``crowd``, ``small``, or ``not_largest`` of their class in the image; and objects lost
-        with images that are ``missing``, ``unreadable`` or ``unsafe`` (the file name is a path).
+        How many objects were written, passed over and lost; it is kept in the file as well.
 
     Raises:
         SettingError: if pycocotools is not installed, annotations are missing or are not COCO's, a class is
@@ -197,7 +220,7 @@ def prepare(
     """
     _masks()
     out, selection = out or data_folder() / OBJECTS, selection or Selection()
-    plan, candidates, counts = _search(coco_root, selection)
+    plan, candidates, report = _search(coco_root, selection)
     finished = _finished(out, plan)
     if finished is not None:
         return finished
@@ -205,28 +228,30 @@ def prepare(
     parts = []
     for start in range(0, len(candidates), CHUNK):
         chunk = candidates[start : start + CHUNK]
-        parts.append(_part(folder / f"{key}-{start}.safetensors", chunk, selection.size, counts))
+        parts.append(_part(folder / f"{key}-{start}.safetensors", chunk, selection.size, report))
         on_object(start + len(chunk), len(candidates))
     whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if parts else {}
     if not whole or not len(whole["label"]):
-        raise SettingError(f"no object could be cut out of {coco_root}: {_words(counts)}. Check the images.")
-    counts["animals"] = int(whole["label"].sum())
-    counts["vehicles"] = len(whole["label"]) - counts["animals"]
-    write_tensors(out, whole, {**plan, "counts": dict(counts)})
+        counts = ", ".join(f"{name} {count}" for name, count in report.counts.items())
+        lost = f" The first one lost: {report.losses[0]}" if report.losses else ""
+        raise SettingError(f"no object could be cut out of {coco_root}: {counts}.{lost}")
+    animals = int(whole["label"].sum())
+    report.counts |= {"animals": animals, "vehicles": len(whole["label"]) - animals}
+    write_tensors(out, whole, {**plan, **asdict(report)})
     shutil.rmtree(folder, ignore_errors=True)
-    return dict(counts)
+    return report
 
 
-def _search(coco_root: Path, selection: Selection) -> tuple[dict[str, Any], list[Candidate], Counter[str]]:
+def _search(coco_root: Path, selection: Selection) -> tuple[dict[str, Any], list[Candidate], Report]:
     """What is asked for, as plain data; the objects there should be; and what was passed over."""
     candidates: list[Candidate] = []
-    counts = Counter(dict.fromkeys(COUNTS, 0))
+    report = Report()
     checksums = {}
     for split in selection.splits:
         path = coco_root / "annotations" / f"instances_{one_of('split of COCO', split, SPLITS)}.json"
         try:
             content = path.read_bytes()
-            candidates += _candidates(json.loads(content), coco_root / split, selection, counts)
+            candidates += _candidates(json.loads(content), coco_root / split, selection, report)
         except OSError as error:
             raise SettingError(
                 f"annotations are missing: {path} ({error.strerror}). `coco_root` must hold COCO's folder "
@@ -239,11 +264,11 @@ def _search(coco_root: Path, selection: Selection) -> tuple[dict[str, Any], list
                 f"{path} holds no instance annotations of COCO ({type(error).__name__}: {error}). Replace it."
             ) from None
         checksums[split] = digest(content)
-    return {"selection": asdict(selection), "annotations": checksums}, candidates, counts
+    return {"selection": asdict(selection), "annotations": checksums}, candidates, report
 
 
 def _candidates(
-    payload: dict[str, Any], folder: Path, selection: Selection, counts: Counter[str]
+    payload: dict[str, Any], folder: Path, selection: Selection, report: Report
 ) -> Iterator[Candidate]:
     """The largest object of every class in every image, in the order of image and annotation numbers."""
     names = {category["name"]: category["id"] for category in payload["categories"]}
@@ -257,17 +282,17 @@ def _candidates(
         if note["category_id"] not in labels:
             continue
         if note["iscrowd"] or note["area"] < selection.min_area:
-            counts["crowd" if note["iscrowd"] else "small"] += 1
+            report.counts["crowd" if note["iscrowd"] else "small"] += 1
             continue
         place = (note["image_id"], note["category_id"])
-        counts["not_largest"] += place in largest
+        report.counts["not_largest"] += place in largest
         if place not in largest or note["area"] > largest[place]["area"]:
             largest[place] = note
     images = {image["id"]: image for image in payload["images"]}
     for (image_id, category), note in sorted(largest.items()):
         image = images[image_id]
         if not _is_plain(image["file_name"]):
-            counts["unsafe"] += 1
+            report.lose("unsafe", f"{image['file_name']!r} is a path")
             continue
         yield Candidate(
             path=folder / image["file_name"],
@@ -290,7 +315,7 @@ def _is_plain(name: str) -> bool:
     return name == PurePosixPath(name).name == PureWindowsPath(name).name and name not in ("", "..")
 
 
-def _part(path: Path, chunk: list[Candidate], size: int, counts: Counter[str]) -> Tensors:
+def _part(path: Path, chunk: list[Candidate], size: int, report: Report) -> Tensors:
     """The objects of a chunk: as saved earlier, or cut out now and saved if none is lost."""
     with contextlib.suppress(OSError, DamagedFileError):
         return read_tensors(path)[0]
@@ -300,9 +325,9 @@ def _part(path: Path, chunk: list[Candidate], size: int, counts: Counter[str]) -
             cut.append(cut_out(candidate, size))
             kept.append(candidate)
         except FileNotFoundError:
-            counts["missing"] += 1
-        except (OSError, ValueError):  # a SettingError is a ValueError
-            counts["unreadable"] += 1
+            report.lose("missing", f"{candidate.path} is missing")
+        except (OSError, ValueError) as error:  # a SettingError is a ValueError
+            report.lose("unreadable", f"{candidate.path.name}: {error}")
     part = {
         "rgba": torch.stack(cut) if cut else torch.empty(0, 4, size, size, dtype=torch.uint8),
         **{
@@ -348,11 +373,13 @@ def _mask(candidate: Candidate) -> NDArray[np.uint8]:
     """``(height, width)`` of 0 and 1."""
     library, code = _masks(), candidate.segmentation
     try:
-        if isinstance(code, list):
-            code = library.merge(library.frPyObjects(code, candidate.height, candidate.width))
-        elif isinstance(code["counts"], list):
-            code = library.frPyObjects(code, candidate.height, candidate.width)
-        mask = np.asarray(library.decode(code), dtype=np.uint8)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # pycocotools is not quite up to NumPy 2
+            if isinstance(code, list):
+                code = library.merge(library.frPyObjects(code, candidate.height, candidate.width))
+            elif isinstance(code["counts"], list):
+                code = library.frPyObjects(code, candidate.height, candidate.width)
+            mask = np.asarray(library.decode(code), dtype=np.uint8)
     except Exception as error:  # pycocotools fails in many ways on what is not a mask
         raise ValueError(f"the mask cannot be read ({error})") from None
     if mask.shape != (candidate.height, candidate.width):
@@ -370,19 +397,14 @@ def _masks() -> Any:
     return mask
 
 
-def _finished(out: Path, plan: dict[str, Any]) -> dict[str, int] | None:
-    """The counts of a file that holds just this, with nothing lost; None if it is to be made."""
+def _finished(out: Path, plan: dict[str, Any]) -> Report | None:
+    """The report of a file that holds just this, with nothing lost; None if it is to be made."""
     if not out.exists():
         return None
     if not out.is_file():
         raise SettingError(f"`out` {out} is a folder; it must name a file.")
     _, note = read_tensors(out)
-    was = {name: value for name, value in note.items() if name != "counts"}
-    if canonical(was) != canonical(plan):
+    if any(canonical(note.get(name)) != canonical(asked) for name, asked in plan.items()):
         raise SettingError(f"`out` {out} holds something else. Choose another file, or delete it.")
-    counts: dict[str, int] = note["counts"]
-    return None if counts["missing"] or counts["unreadable"] else counts
-
-
-def _words(counts: Counter[str]) -> str:
-    return ", ".join(f"{name} {count}" for name, count in counts.items())
+    report = Report(note["counts"], note["losses"])
+    return None if report.counts["missing"] or report.counts["unreadable"] else report

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from sparseirm.data.coco import ANIMALS, OBJECTS, VEHICLES, Selection, prepare
+from sparseirm.data.coco import ANIMALS, OBJECTS, VEHICLES, Report, Selection, prepare
 from sparseirm.data.sources import data_folder
 
 MEANINGS = {
@@ -32,7 +32,7 @@ def prepare_coco(
     animals: tuple[str, ...] = ANIMALS,
     min_area: float = 10_000,
     size: int = 64,
-) -> dict[str, int]:
+) -> Report:
     """Cut objects out of COCO by their masks, for the data set colored_object.
 
     The largest object of every class in every image goes into one checksummed file. The same command goes on
@@ -58,12 +58,14 @@ def prepare_coco(
     console = Console(stderr=True)
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("objects", total=None)
-        counts = prepare(
+        report = prepare(
             coco_root, out, selection, lambda done, total: progress.update(task, completed=done, total=total)
         )
     table = Table("objects", "", "")
     for name, meaning in MEANINGS.items():
-        table.add_row(str(counts[name]), name, meaning)
+        table.add_row(str(report.counts[name]), name, meaning)
     Console(width=100).print(table)
+    for loss in report.losses:
+        print(f"lost: {loss}")
     print(f"file: {out}")
-    return counts
+    return report
