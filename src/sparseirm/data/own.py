@@ -60,7 +60,7 @@ def folder_entries(data_root: str | None) -> list[Entry]:
 
     Args:
         data_root: the folder ``DIR``. Hidden files and folders are passed over; so are files that are no
-            images by name or lie elsewhere, with a warning.
+            images by name or lie elsewhere below ``DIR``, with a warning.
 
     Returns:
         One entry per image, sorted by environment, class and name.
@@ -80,8 +80,8 @@ def folder_entries(data_root: str | None) -> list[Entry]:
         sorted(empty),
         "Fill or remove them.",
     )
-    strays = [path for path in (*_visible(root, "*"), *_visible(root, "*/*")) if path.is_file()]
-    strays += sorted({*inside} - {*images})
+    strays = [path for path in _visible(root, "*") if path.is_file() and is_image_name(path.name)]
+    strays += [path for path in _visible(root, "*/*") if path.is_file()] + sorted({*inside} - {*images})
     if strays:
         warnings.warn(
             f"{len(strays)} entries of {root} are no images in ENVIRONMENT/CLASS/ and are not used, such as "
