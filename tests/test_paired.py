@@ -17,6 +17,7 @@ from sparseirm.data import DATASETS, DataSet, Split, cifar
 from sparseirm.data.paired import PAIRS, paired
 from sparseirm.data.pools import CLASSES, POOLS, pools, pools_of
 from sparseirm.data.sources import load_images
+from sparseirm.experiments.tables import markdown, rows
 from sparseirm.recipe import Recipe
 from sparseirm.runs import run
 
@@ -256,9 +257,14 @@ def test_damaged_or_incomplete_files_are_reported(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match=r"0000.png of cat cannot be read as an image"):
         cifar.load("train", str(root), ["cat"])
     shutil.rmtree(root / "cifar10" / "train")
-    (root / "cifar10" / "train.zip").write_bytes(b"PK and more")
-    with pytest.raises(SettingError, match=r"train.zip cannot be read"):
-        cifar.load("train", str(root), ["cat"])
+    archive = root / "cifar10" / "train.zip"
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as members:
+        members.writestr("cat/0000.png", bytes(1000))
+    whole = archive.read_bytes()
+    for damaged in (b"PK and more", whole[:45] + b"\xff\xff" + whole[47:]):
+        archive.write_bytes(damaged)
+        with pytest.raises(SettingError, match=r"train.zip cannot be read"):
+            cifar.load("train", str(root), ["cat"])
 
 
 def test_a_large_member_of_a_zip_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -359,6 +365,7 @@ def test_a_result_on_cifar_names_its_files_and_is_tied_to_them(
     recipe = Recipe(data="cifar_mnist", n_train=20, method="erm", width=2, steps=2)
     result = run(recipe, data_root=str(tmp_path / "data"), out=tmp_path / "out")
     assert result.source_note == "CIFAR-10 from PNG files"
+    assert markdown(rows([result])).endswith("| 1 |\n\nCIFAR-10 from PNG files.\n")
     assert result.recipe.data_digest == cifar.fingerprint(str(tmp_path / "data"), CARS[1])
     assert run(recipe, data_root=str(tmp_path / "data"), out=tmp_path / "out", resume=True) == result
     write_cifar(tmp_path / "data", n_train=13, classes=CARS[1])

@@ -26,7 +26,7 @@ from sparseirm.experiments.pictures import pictures
 from sparseirm.experiments.prepare import prepare_coco
 from sparseirm.experiments.store import Store
 from sparseirm.experiments.sweep import local, sweep
-from sparseirm.experiments.tables import HEADINGS, Row, cells, label, markdown, rows
+from sparseirm.experiments.tables import HEADINGS, Row, cells, label, markdown, notes, rows
 from sparseirm.experiments.theory import theory
 from sparseirm.files import write_bytes
 from sparseirm.methods import METHODS
@@ -71,6 +71,8 @@ def train(
     for split, score in result.last.items():
         each = ", ".join(f"{name}: {value:.1f}" for name, value in score.per_env.items())
         console.print(f"{split:>5} accuracy {score.accuracy:5.1f} %  ({each})", highlight=False)
+    if result.source_note:
+        console.print(f"data: {result.source_note}", highlight=False)
     console.print(
         f"kept {result.kept} of {result.n_weights} weights (density {result.kept / result.n_weights:.3g}) "
         f"in {result.seconds:.0f} s",
@@ -123,7 +125,7 @@ def compare(
     table = rows(found)
     if not table:
         raise SettingError(f"no run finished; the reasons are in {store / 'failed'}.")
-    Console(width=100).print(_table(table))
+    Console(width=100).print(_table(table), *notes(table), sep="\n")
     write_bytes(out / "compare.md", markdown(table).encode())
     figure = comparison(table, f"{recipe.data}: seen and unseen environments", out / "compare.svg")
     print(f"figure: {figure}, table: {out / 'compare.md'}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -143,7 +144,7 @@ def _zipped(archive: Path, classes: Sequence[str]) -> list[File]:
                 if members.getinfo(f"{folder}/{name}").file_size > LARGEST:
                     raise zipfile.BadZipFile(f"{folder}/{name} is too large for an image of 32 x 32")
             return [(folder, name, members.read(f"{folder}/{name}")) for folder, name in wanted]
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise SettingError(f"{archive} cannot be read ({error}). Replace it.") from None
 
 

@@ -255,7 +255,7 @@ def _colored(
     parts = material.pools(data_root)
 
     def painted(part: str, members: Tensor, colour: Tensor) -> Tensor:
-        return _painted(parts[part][0][members], colouring.palette, colour, gray)
+        return _painted(parts[part][0][members], colouring.palette, colour, how.gray)
 
     return constructed(
         how,

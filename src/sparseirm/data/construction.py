@@ -34,7 +34,7 @@ class Construction:
     """The numbers such a data set is drawn with.
 
     Attributes:
-        n_train: training samples of all environments together.
+        n_train: training samples of all environments together; None for all there are.
         correlations: probability that the attribute agrees with the noisy label, in each training
             environment (two or more) and, last, in the test environment.
         label_noise: probability that a label is wrong, in every environment.
@@ -45,7 +45,7 @@ class Construction:
         SettingError: if one of them is out of its range.
     """
 
-    n_train: int
+    n_train: int | None
     correlations: tuple[float, ...]
     label_noise: float
     seed: int = 0
@@ -116,11 +116,12 @@ def constructed(
         SettingError: if ``n_train`` is not between the number of environments and the size of the pool.
     """
     n_envs, available = len(how.correlations) - 1, len(labels["train"])
+    n_train = available if how.n_train is None else how.n_train
     require(
-        type(how.n_train) is int and n_envs <= how.n_train <= available,
+        type(n_train) is int and n_envs <= n_train <= available,
         f"`n_train` must be an integer from {n_envs} (one sample for each training environment) to "
         f"{available} (the training images of {source!r})",
-        how.n_train,
+        n_train,
         "Leave it out for the default, or lower it.",
     )
     training = _environments("train", how.correlations[:-1])
@@ -133,8 +134,8 @@ def constructed(
         return Split(Batch(x, y[:n], env[:n]), tuple(environments), spurious=spurious[:n])
 
     return DataSet(
-        train=split("train", training, how.n_train),
-        val=split("val", training, max(n_envs, how.n_train // train_per_val)),
+        train=split("train", training, n_train),
+        val=split("val", training, max(n_envs, n_train // train_per_val)),
         test=split("test", testing, n_test),
         loss="binary" if n_values == 2 else "multiclass",
         n_outputs=1 if n_values == 2 else n_values,

@@ -115,18 +115,23 @@ def paired(
         (tuple(top_classes), tuple(bottom_classes)),
         "Leave some out.",
     )
-    given = {"correlations": correlations, "label_noise": label_noise, "seed": seed, "gray": gray}
-    how = construction({**USUAL, "n_train": 2}, **given)  # a first check, before files are read
+    how = construction(
+        {**USUAL, "n_train": None},
+        n_train=n_train,
+        correlations=correlations,
+        label_noise=label_noise,
+        seed=seed,
+        gray=gray,
+    )
     upper = pools_of(top_source, top_classes, data_root)
     lower = pools_of(bottom_source, bottom_classes, data_root)
-    how = construction({**USUAL, "n_train": len(upper["train"][1])}, n_train=n_train, **given)
     height, width = (max(upper["train"][0].shape[axis], lower["train"][0].shape[axis]) for axis in (-2, -1))
 
     def rendered(part: str, members: Tensor, partner_class: Tensor) -> Tensor:
         above = _rgb(upper[part][0][members], height, width)
-        if gray:
+        if how.gray:
             return torch.cat([above, torch.zeros_like(above)], dim=2)
-        partners = _partners(lower[part][1], partner_class, generator(seed, part, "partners"))
+        partners = _partners(lower[part][1], partner_class, generator(how.seed, part, "partners"))
         return torch.cat([above, _rgb(lower[part][0][partners], height, width)], dim=2)
 
     used = Pair(top, bottom, 0).cifar_classes
