@@ -329,22 +329,3 @@ def test_the_settings_of_mrm_are_those_of_the_other_methods(settings: str) -> No
     mrm, sparse = (Recipe(method=m, settings=settings).resolved() for m in ("mrm", "sparseirm"))
     assert mrm.plan() == sparse.plan()
     assert (mrm.density, mrm.budget, mrm.stage_lengths) == (sparse.density, sparse.budget, (1.0, 1.0, 1.0))
-
-
-KEYS = {
-    "erm ours": "54fb827ee8c85730",
-    "oracle ours": "54b9e527681541d3",
-    "sparseerm ours": "9552a9ca72b068de",
-    "irm ours": "b516dcfb5aaa69fa",
-    "bayesianirm ours": "f4f3aa13d5022d0f",
-    "sparseirm ours": "7c05ff0403d47aca",
-    "sparseirm paper": "7742e96e962eabab",
-    "sparseirm released": "8c9e1ee7e7a5d293",
-}
-"""Taken before there were stages. A change of the default settings changes them, and nothing else should."""
-
-
-@pytest.mark.parametrize("name", KEYS)
-def test_results_stored_before_there_were_stages_are_found_again(name: str) -> None:
-    method, settings = name.split()
-    assert Recipe(method=method, settings=settings).key == KEYS[name]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from makers import outputs
 from sparseirm.core import SettingError
-from sparseirm.data import DATASETS
+from sparseirm.data import DATASETS, FINGERPRINTS
 from sparseirm.losses import BINARY, LOSSES
 from sparseirm.methods import METHODS, SETTINGS
 from sparseirm.penalties import PENALTIES
@@ -22,7 +22,7 @@ FIELDS = [f.name for f in fields(Recipe)]
 positive = st.floats(1e-9, 1e9)
 share = st.floats(0, 1)
 anything = {
-    "data": st.sampled_from(sorted(DATASETS)),
+    "data": st.sampled_from(sorted({*DATASETS} - {*FINGERPRINTS})),
     "n_train": st.integers(2, 10**6),
     "correlations": st.lists(share, min_size=3, max_size=5).map(tuple),
     "label_noise": share,
@@ -101,6 +101,9 @@ def test_unknown_keys_are_refused() -> None:
 BASE = Recipe(optimizer="sgd")
 CHANGES: dict[str, Any] = {
     "data": "full_colored_digits",
+    "data_options": {"size": 32},
+    "test_envs": ("b",),
+    "data_digest": "1" * 64,
     "n_train": 100,
     "correlations": (0.9, 0.7, 0.2),
     "label_noise": 0.1,
@@ -151,8 +154,23 @@ def test_every_field_with_a_choice_is_varied_here() -> None:
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_the_key_differs_if_any_field_differs(name: str) -> None:
-    base = replace(BASE, **NEEDED.get(name, {}))
+    own = Recipe(optimizer="sgd", data="folder", test_envs=("a",), data_digest="0" * 64)
+    base = own if name in ("data_options", "test_envs", "data_digest") else BASE
+    base = replace(base, **NEEDED.get(name, {}))
     assert replace(base, **{name: CHANGES[name]}).key != base.key
+
+
+@pytest.mark.parametrize(
+    ("recipe", "key"),
+    [
+        (Recipe(), "7c05ff0403d47aca"),
+        (Recipe(data="colored_mnist", method="irm", penalty="rex"), "e68053f8d2008ed7"),
+        (Recipe(data="full_colored_mnist", method="oracle", seed=3), "a6b21fc3cf0fbaee"),
+        (Recipe(data="colored_fashion", settings="released", width=64), "2ba685acad2cea69"),
+    ],
+)
+def test_stored_results_are_still_found_under_their_keys(recipe: Recipe, key: str) -> None:
+    assert recipe.key == key
 
 
 def test_the_key_is_the_same_for_a_default_and_the_default_written_out() -> None:

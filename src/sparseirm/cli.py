@@ -8,6 +8,7 @@ import io
 import itertools
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,9 +22,11 @@ from rich.table import Table
 from sparseirm.core import NonFiniteError, SettingError
 from sparseirm.deploy import export
 from sparseirm.experiments.figures import comparison
+from sparseirm.experiments.pictures import pictures
+from sparseirm.experiments.prepare import prepare_coco
 from sparseirm.experiments.store import Store
 from sparseirm.experiments.sweep import local, sweep
-from sparseirm.experiments.tables import HEADINGS, Row, cells, label, markdown, rows
+from sparseirm.experiments.tables import HEADINGS, Row, cells, label, markdown, notes, rows
 from sparseirm.experiments.theory import theory
 from sparseirm.experiments.variants import DEFAULT, variants
 from sparseirm.files import write_bytes
@@ -70,6 +73,8 @@ def train(
     for split, score in result.last.items():
         each = ", ".join(f"{name}: {value:.1f}" for name, value in score.per_env.items())
         console.print(f"{split:>5} accuracy {score.accuracy:5.1f} %  ({each})", highlight=False)
+    if result.source_note:
+        console.print(f"data: {result.source_note}", highlight=False)
     console.print(
         f"kept {result.kept} of {result.n_weights} weights (density {result.kept / result.n_weights:.3g}) "
         f"in {result.seconds:.0f} s",
@@ -126,7 +131,7 @@ def compare(
     table = rows(found)
     if not table:
         raise SettingError(f"no run finished; the reasons are in {store / 'failed'}.")
-    Console(width=100).print(_table(table))
+    Console(width=100).print(_table(table), *notes(table), sep="\n")
     write_bytes(out / "compare.md", markdown(table).encode())
     figure = comparison(table, f"{recipe.data}: seen and unseen environments", out / "compare.svg")
     print(f"figure: {figure}, table: {out / 'compare.md'}")
@@ -170,18 +175,24 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "compare": compare,
     "theory": theory,
     "export": export,
+    "pictures": pictures,
+    "prepare-coco": prepare_coco,
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return 0, or 2 with one helpful line if a value cannot be used."""
+    warnings.formatwarning = lambda message, *where, **more: f"sparseirm: note: {message}.\n"
     try:
         _parsed(sys.argv[1:] if arguments is None else arguments)()
     except (_UsageError, SettingError, NonFiniteError) as error:
         print("sparseirm:", " ".join(str(error).split()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("sparseirm: stopped. `train --resume` with `--out`, and `compare`, go on.", file=sys.stderr)
+        print(
+            "sparseirm: stopped. `train --resume` with `--out`, `compare` and `prepare-coco` go on.",
+            file=sys.stderr,
+        )
         return 130
     except OSError as error:
         print(f"sparseirm: {error}", file=sys.stderr)
@@ -228,7 +239,7 @@ def _first_line(box: str, arguments: Sequence[str]) -> str:
     near = next((line.split()[0] for line in lines if line.startswith("--")), None)
     hint = f" Did you mean {near}?" if near and first.startswith("Unrecognized") else ""
     command = arguments[0] if arguments and arguments[0] in COMMANDS else ""
-    return f"{first.rstrip('.')}.{hint} See `sparseirm {command} --help`.".replace("  ", " ")
+    return f"{first.rstrip('. ')}.{hint} See `sparseirm {command} --help`.".replace("  ", " ")
 
 
 def _table(table: Sequence[Row]) -> Table:

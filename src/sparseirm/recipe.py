@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 from sparseirm.core import Loss, Penalty, SettingError, Sparsifier
-from sparseirm.data import DATASETS, DEFAULTS, DataSet
+from sparseirm.data import DATASETS, DEFAULTS, FINGERPRINTS, OPTIONS, OWN, DataSet
 from sparseirm.data.environments import steps_per_epoch
 from sparseirm.files import canonical, check_types, digest
 from sparseirm.inference import Inference
@@ -28,7 +28,7 @@ Option = float | int | str | bool
 
 KINDS = {
     **dict.fromkeys(("data", "model", "method", "penalty", "sparsifier", "settings", "optimizer"), str),
-    **dict.fromkeys(("lr_schedule", "precision", "environments"), str),
+    **dict.fromkeys(("lr_schedule", "precision", "environments", "data_digest"), str),
     **dict.fromkeys(("n_train", "width", "steps", "epochs", "batch_size", "eval_every", "seed"), int),
     **dict.fromkeys(("label_noise", "density", "weights_per_sample", "lr", "momentum", "eps", "l2"), float),
     **dict.fromkeys(("penalty_weight", "penalty_from", "penalty_to", "lr_drop", "lr_stop"), float),
@@ -41,6 +41,7 @@ OF_PENALTY = (
 )
 OF_ENVIRONMENTS = ("environments", "environments_options")
 OF_SPARSIFIER = ("sparsifier", "density", "budget", "weights_per_sample", "sparsifier_options")
+OF_CONSTRUCTION = ("n_train", "correlations", "label_noise")
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,12 @@ class Recipe:
     Attributes:
         data: data set: colored_digits or full_colored_digits, which need no files; colored_mnist,
             full_colored_mnist, colored_fashion, full_colored_fashion; or, to tune on,
-            colored_mnist_small, full_colored_mnist_small, colored_mnist_parity.
+            colored_mnist_small, full_colored_mnist_small, colored_mnist_parity; cifar_mnist, cifar_fashion,
+            fashion_over_mnist, digit_pairs, photos_on_colors; colored_object, after prepare-coco; folder or
+            manifest, your own images. See docs/data.md.
+        data_options: further settings of the data set by name, such as size 32 for photos_on_colors.
+        test_envs: the environments of your own images that are kept for the test.
+        data_digest: SHA-256 of the files the data are made of; found by itself, and refused if they changed.
         n_train: training samples of all environments together; the data set's own number by default.
         correlations: how often the spurious attribute agrees with the label, in each training
             environment and, last, in the test environment, each in [0, 1].
@@ -98,6 +104,9 @@ class Recipe:
     """
 
     data: str = "colored_digits"
+    data_options: dict[str, Option] = field(default_factory=dict)
+    test_envs: tuple[str, ...] | None = None
+    data_digest: str | None = None
     n_train: int | None = None
     correlations: tuple[float, ...] | None = None
     label_noise: float | None = None
@@ -142,6 +151,8 @@ class Recipe:
         for name in ("correlations", "stage_lengths"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, tuple(map(float, getattr(self, name))))
+        if self.test_envs is not None:
+            object.__setattr__(self, "test_envs", tuple(self.test_envs))
 
     def resolved(self) -> Recipe:
         """The same run with every default written out, and nothing in it that has no effect.
@@ -158,7 +169,7 @@ class Recipe:
             ('irmv1', 10000.0, None)
         """
         self._check_types()
-        one_of("data set", self.data, DATASETS)
+        one_of("data set", self.data, {*DATASETS, *OWN})
         maker(self.model)
         one_of("settings", self.settings, SETTINGS)
         method = lookup("method", METHODS, self.method)
@@ -169,6 +180,8 @@ class Recipe:
         unset = {name for name in usual if getattr(recipe, name) is None}
         unset -= {*recipe._idle(method), "density", "budget"}
         recipe = replace(recipe, **{name: usual[name] for name in unset})
+        chosen = options(f"data set {self.data!r}", OPTIONS.get(self.data, {}), self.data_options)
+        recipe = replace(recipe, data_options=chosen)
         if method.invariant:
             recipe = recipe._with_penalty(method, given_weight=self.penalty_weight)
             recipe = recipe._with_environments()
@@ -267,7 +280,38 @@ class Recipe:
     @property
     def key(self) -> str:
         """16 hexadecimal digits that name the resolved recipe in a result store."""
+        if self.data in FINGERPRINTS and self.data_digest is None:
+            raise SettingError(
+                f"results on data set {self.data!r} are kept by the content of its files; get a recipe that "
+                "knows it with `recipe.pinned(data_root)`."
+            )
         return digest(canonical(self.resolved().to_json()).encode())[:16]
+
+    def pinned(self, data_root: str | None = None) -> Recipe:
+        """The same recipe tied to the content of the files its data are made of.
+
+        Args:
+            data_root: folder of the data files.
+
+        Returns:
+            The recipe with ``data_digest``; itself if its data are the same wherever they come from.
+
+        Raises:
+            SettingError: if the recipe is tied to other files, or the files are not to be had.
+
+        Example:
+            >>> Recipe().pinned() == Recipe()
+            True
+        """
+        if self.data not in FINGERPRINTS:
+            return self
+        here = FINGERPRINTS[self.data](data_root)
+        if self.data_digest not in (None, here):
+            raise SettingError(
+                f"`data_digest` of the recipe is {str(self.data_digest)[:8]}..., and that of the files of "
+                f"{self.data!r} is {here[:8]}...: they are others, or have changed. Leave it out to use them."
+            )
+        return replace(self, data_digest=here)
 
     def make_data(self, data_root: str | None = None) -> DataSet:
         """The data set of a resolved recipe.
@@ -282,6 +326,8 @@ class Recipe:
             SettingError: if the data set is unknown, one of its settings is out of range, or its files are
                 not to be had.
         """
+        if self.data in OWN:
+            return OWN[self.data](data_root, test_envs=self.test_envs, seed=self.seed, **self.data_options)
         return DATASETS[self.data](
             n_train=self.n_train,
             correlations=self.correlations,
@@ -289,6 +335,7 @@ class Recipe:
             seed=self.seed,
             gray=lookup("method", METHODS, self.method).gray,
             data_root=data_root,
+            **self.data_options,
         )
 
     def make_penalty(self) -> Penalty:
@@ -486,9 +533,24 @@ class Recipe:
             idle["momentum"] = "only sgd has one"
         elif not method.sparse:
             idle["eps"] = "nothing is trained with Adam"
+        return idle | self._idle_on_data()
+
+    def _idle_on_data(self) -> dict[str, str]:
+        idle: dict[str, str] = {}
+        if self.data in OWN:
+            idle |= dict.fromkeys(OF_CONSTRUCTION, "your own images are taken as they are")
+        else:
+            idle["test_envs"] = f"the environments of {self.data!r} follow from `correlations`"
+        if self.data not in FINGERPRINTS:
+            idle["data_digest"] = f"{self.data!r} is the same wherever it comes from"
         return idle
 
     def _refuse_what_has_no_effect(self, method: Method) -> None:
+        if self.data in OWN and method.gray:
+            raise SettingError(
+                f"method {self.method!r} needs images without the spurious attribute, which your own (data "
+                f"{self.data!r}) cannot be turned into. Choose another method."
+            )
         for name, why in self._idle(method).items():
             value = getattr(self, name)
             if value is not None and value != {}:

@@ -98,6 +98,7 @@ class Result:
             ``resumed_on`` lists that environment: the same bits are only promised within one.
         inferred: what the inferred environments are, as of `sparseirm.inference.described`; None if the
             data set's own were used. Scores are always of the data set's own.
+        source_note: what one should know about the files behind the data, such as that they are JPEG.
     """
 
     recipe: Recipe
@@ -108,6 +109,7 @@ class Result:
     seconds: float
     environment: dict[str, Any] = field(default_factory=dict)
     inferred: list[dict[str, Any]] | None = None
+    source_note: str | None = None
 
     @property
     def last(self) -> dict[str, Score]:
@@ -175,7 +177,7 @@ def run(
         >>> sorted(result.last), result.trajectory[-1].step
         (['test', 'train', 'val'], 20)
     """
-    recipe, place = recipe.resolved(), _device(device)
+    recipe, place = recipe.resolved().pinned(data_root), _device(device)
     pause = _checkpoint_seconds() if checkpoint_seconds is None else checkpoint_seconds
     with _held(None if out is None else Path(out)) as folder:
         return _run(recipe, data_root, folder, resume, place, on_step, pause)
@@ -231,8 +233,17 @@ def _run(
         raise
     sparsifier = stages[-1].sparsifier
     mask = sparsifier.mask(state.weights.detach(), state.memory)
-    kept = int(mask.sum())
-    result = Result(recipe, trajectory, net.layout.size, sparsifier.budget, kept, spent(), machine, inferred)
+    result = Result(
+        recipe=recipe,
+        trajectory=trajectory,
+        n_weights=net.layout.size,
+        budget=sparsifier.budget,
+        kept=int(mask.sum()),
+        seconds=spent(),
+        environment=machine,
+        inferred=inferred,
+        source_note=data.source_note,
+    )
     if folder:
         buffers = _as_deployed(net, stages[-1], state, data, recipe).buffers
         tensors = {**net.layout.split(deployed(sparsifier, state)), **state.others, **buffers}

@@ -90,6 +90,9 @@ class DataSet:
         loss: name of the loss, a key of `sparseirm.losses.LOSSES`.
         n_outputs: number of logits per sample (1 for two classes and for regression).
         spurious_name: what the spurious attribute is, in words.
+        label_names: each label in words, or empty.
+        spurious_values: each value of the spurious attribute in words, or empty.
+        source_note: what one should know about the files behind the data, for results; or None.
 
     Raises:
         SettingError: if a training environment has no samples.
@@ -102,6 +105,9 @@ class DataSet:
     loss: str
     n_outputs: int
     spurious_name: str | None = None
+    label_names: tuple[str, ...] = ()
+    spurious_values: tuple[str, ...] = ()
+    source_note: str | None = None
 
     def __post_init__(self) -> None:
         for env, count in zip(self.train.names, self.train.counts, strict=True):

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -79,6 +80,7 @@ def sweep(
         SettingError: if a recipe cannot be resolved (before anything runs), or a stored result is damaged.
     """
     store.tidy()
+    recipes = pinned(recipes, data_root)
     missing = {recipe.key: recipe for recipe in recipes if store.get(recipe) is None}
     order = sorted(missing.values(), key=_cost, reverse=True)
     deadline = None if time_budget is None else time.time() + time_budget
@@ -95,6 +97,28 @@ def sweep(
             failure = "its process died; the same command goes on from its last checkpoint"
         on_done(futures[future], failure)
     return [store.get(recipe) for recipe in recipes]
+
+
+def pinned(recipes: Sequence[Recipe], data_root: str | None = None) -> list[Recipe]:
+    """The recipes tied to the content of their files, which are read once for each data set.
+
+    Args:
+        recipes: the recipes.
+        data_root: folder of the data files.
+
+    Returns:
+        One recipe each, as of `Recipe.pinned`.
+
+    Raises:
+        SettingError: if one is tied to other files, or files are not to be had.
+    """
+    found = {name: Recipe(data=name).pinned(data_root).data_digest for name in {r.data for r in recipes}}
+    return [
+        replace(recipe, data_digest=found[recipe.data])
+        if recipe.data_digest is None
+        else recipe.pinned(data_root)
+        for recipe in recipes
+    ]
 
 
 def carry_out(

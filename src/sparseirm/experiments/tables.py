@@ -84,9 +84,17 @@ def cells(row: Row) -> tuple[str, ...]:
 
 
 def markdown(table: Iterable[Row]) -> str:
-    """Rows as a Markdown table."""
+    """Rows as a Markdown table, and below it what one should know about the files behind the data."""
+    table = list(table)
     lines = [HEADINGS, ("---", *["---:"] * (len(HEADINGS) - 1)), *map(cells, table)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines) + "".join(
+        map("\n{}.\n".format, notes(table))
+    )
+
+
+def notes(table: Iterable[Row]) -> list[str]:
+    """Each `Result.source_note` of some rows once, such as that images are JPEG files."""
+    return sorted({r.source_note for row in table for r in row.results if r.source_note})
 
 
 def grid(table: Iterable[Row]) -> str:
