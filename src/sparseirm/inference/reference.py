@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from sparseirm.core import Loss, Outputs, SettingError
+from sparseirm.core import Loss, NonFiniteError, Outputs, SettingError
 from sparseirm.data.environments import Batch, Batches
 from sparseirm.evaluation.metrics import predict
 from sparseirm.models import Network
@@ -31,12 +31,22 @@ class Reference:
         y: ``(n,)`` labels or targets.
         loss: the loss per sample.
         auxiliary: variables the model need not see, by name, ``(n,)`` each.
+
+    Raises:
+        SettingError: if logits and labels differ in number, or a logit is NaN or infinite.
     """
 
     logits: Tensor
     y: Tensor
     loss: Loss
     auxiliary: dict[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if len(self.logits) != len(self.y) or not self.logits.isfinite().all():
+            raise SettingError(
+                f"`logits` must be one finite row for each of the {len(self.y)} labels; got "
+                f"{len(self.logits)} rows, {int((~self.logits.isfinite()).sum())} values not finite."
+            )
 
     @cached_property
     def losses(self) -> Tensor:
@@ -98,6 +108,8 @@ def reference_logits(
             least, best, kept = risk, step, logits
         elif step - best >= PATIENCE:
             break
+    if len(kept) < n:
+        raise NonFiniteError("the model to infer environments from has no finite risk. Lower `lr`.")
     return kept
 
 

@@ -38,8 +38,8 @@ class ZIN:
 
     Unlike the paper's min-max, ``rho`` does not go on changing while the model is trained against it. Once
     the model is invariant, every ``rho`` has the same gap and labels would be arbitrary; the paper's released
-    code holds ``rho`` fixed from the end of plain training, too. Its penalty is the squared slope of each
-    ``R_k``, the first order of the gap; here it is the gap itself.
+    code holds ``rho`` fixed from the end of plain training, too. Its penalty is IRMv1's
+    approximation of the gap, a squared slope of each ``R_k``; here it is the gap itself.
 
     Before labels are given out, the gap ``R(w) - sum_k R_k(w_k)`` must exceed the gap of every one of
     ``shuffles`` shuffled copies of the variables: with 19, a variable that has nothing to do with the problem
