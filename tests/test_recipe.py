@@ -27,7 +27,7 @@ anything = {
     "correlations": st.lists(share, min_size=3, max_size=5).map(tuple),
     "label_noise": share,
     "width": st.integers(1, 10**4),
-    "steps": st.integers(1, 10**6),
+    "epochs": st.integers(1, 10**4),
     "batch_size": st.integers(2, 10**4),
     "optimizer": st.sampled_from(["adam", "sgd"]),
     "lr": positive,
