@@ -20,6 +20,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from sparseirm.core import NonFiniteError, SettingError
+from sparseirm.doctor import doctor
 from sparseirm.experiments.figures import comparison
 from sparseirm.experiments.store import Store
 from sparseirm.experiments.sweep import local, sweep
@@ -163,6 +164,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "train": train,
     "compare": compare,
     "theory": theory,
+    "doctor": doctor,
 }
 
 
