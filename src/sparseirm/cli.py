@@ -20,9 +20,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from sparseirm.core import NonFiniteError, SettingError
+from sparseirm.experiments.executors import local
 from sparseirm.experiments.figures import comparison
+from sparseirm.experiments.progress import reporter
 from sparseirm.experiments.store import Store
-from sparseirm.experiments.sweep import local, sweep
+from sparseirm.experiments.sweep import sweep
 from sparseirm.experiments.tables import HEADINGS, Row, cells, label, markdown, rows
 from sparseirm.experiments.theory import theory
 from sparseirm.files import write_bytes
@@ -109,14 +111,8 @@ def compare(
         One row per method and penalty, with its results.
     """
     recipes = _variants(recipe, methods, penalties, seeds)
-    with _bar("all", len(recipes), unit="runs") as advance, local(workers) as pool:
-
-        def on_done(recipe: Recipe, failure: str | None) -> None:
-            advance()
-            if failure:
-                Console(stderr=True).print(f"{label(recipe)}, seed {recipe.seed}: {failure}")
-
-        found = sweep(recipes, Store(store), pool, data_root, on_done)
+    with reporter(Store(store)) as shown, local(workers) as pool:
+        found = sweep(recipes, Store(store), pool, data_root, shown.on_done, watch=shown.watch)
     table = rows(found)
     if not table:
         raise SettingError(f"no run finished; the reasons are in {store / 'failed'}.")
@@ -253,12 +249,12 @@ def _table(table: Sequence[Row]) -> Table:
 
 
 @contextmanager
-def _bar(title: str, total: int, unit: str = "steps") -> Iterator[Callable[..., None]]:
+def _bar(title: str, total: int) -> Iterator[Callable[[Record, Sequence[Point]], None]]:
     """A progress bar on a terminal, silence elsewhere; yields the function that moves it."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        TextColumn("{task.completed:.0f}/{task.total:.0f} " + unit),
+        TextColumn("{task.completed:.0f}/{task.total:.0f} steps"),
         TextColumn("{task.fields[note]}"),
         TimeRemainingColumn(),
     )
@@ -266,10 +262,8 @@ def _bar(title: str, total: int, unit: str = "steps") -> Iterator[Callable[..., 
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task(title, total=total, note="")
 
-        def advance(record: Record | None = None, trajectory: Sequence[Point] = ()) -> None:
-            if record is None:
-                progress.advance(task)
-            elif record.step % 10 == 0 or record.step == total:
+        def advance(record: Record, trajectory: Sequence[Point]) -> None:
+            if record.step % 10 == 0 or record.step == total:
                 progress.update(task, completed=record.step, note=_note(record, trajectory))
 
         yield advance

@@ -28,6 +28,10 @@ from sparseirm.training.state import State, start
 
 RESULT, MODEL, CHECKPOINT = "result.json", "model.safetensors", "checkpoint.safetensors"
 
+RESULTS = 1
+"""Version of what a recipe computes. To be raised with every change after which a recipe gives other numbers;
+results and checkpoints of another version are not mixed with new ones. Files without a version are of 1."""
+
 
 @dataclass(frozen=True)
 class Point:
@@ -68,6 +72,7 @@ class Result:
         kept: number of ones in the final mask.
         seconds: time spent training and evaluating, over all resumed pieces.
         environment: versions, processor, threads.
+        version: the `RESULTS` of the code that made it.
     """
 
     recipe: Recipe
@@ -77,6 +82,7 @@ class Result:
     kept: int
     seconds: float
     environment: dict[str, Any] = field(default_factory=dict)
+    version: int = 1
 
     @property
     def last(self) -> dict[str, Score]:
@@ -173,7 +179,10 @@ def run(
             _save(folder, state, recipe, trajectory, spent())
         raise
     mask = sparsifier.mask(state.weights.detach(), state.memory)
-    result = Result(recipe, trajectory, net.layout.size, sparsifier.budget, int(mask.sum()), spent(), machine)
+    kept = int(mask.sum())
+    result = Result(
+        recipe, trajectory, net.layout.size, sparsifier.budget, kept, spent(), machine, version=RESULTS
+    )
     if folder:
         tensors = {**net.layout.split(deployed(sparsifier, state)), **state.others, **state.buffers}
         write_tensors(folder / MODEL, tensors, {"recipe": recipe.to_json()})
@@ -252,15 +261,16 @@ def _claim(folder: Path, recipe: Recipe, resume: bool) -> Result | None:
         )
     if RESULT in existing:
         result = Result.from_json(read_json(folder / RESULT))
-        _same(result.recipe, recipe, folder)
+        _same(result.recipe, result.version, recipe, folder)
         return result
     _, note = read_tensors(folder / CHECKPOINT)
-    _same(Recipe.from_json(note["recipe"]), recipe, folder)
+    _same(Recipe.from_json(note["recipe"]), note.get("version", 1), recipe, folder)
     return None
 
 
-def _same(old: Recipe, new: Recipe, folder: Path) -> None:
-    was, now = old.to_json(), new.to_json()
+def _same(old: Recipe, version: int, new: Recipe, folder: Path) -> None:
+    was = {**old.to_json(), "version of results": version}
+    now = {**new.to_json(), "version of results": RESULTS}
     differ = [name for name in {**was, **now} if was.get(name) != now.get(name)]
     if differ:
         changes = ", ".join(f"{name}: {was.get(name)} there, {now.get(name)} here" for name in differ)
@@ -275,7 +285,12 @@ def _restored(folder: Path | None, state: State) -> tuple[list[Point], float]:
 
 
 def _save(folder: Path, state: State, recipe: Recipe, trajectory: list[Point], seconds: float) -> None:
-    note = {"recipe": recipe.to_json(), "trajectory": [asdict(p) for p in trajectory], "seconds": seconds}
+    note = {
+        "recipe": recipe.to_json(),
+        "trajectory": [asdict(p) for p in trajectory],
+        "seconds": seconds,
+        "version": RESULTS,
+    }
     save_state(folder / CHECKPOINT, state, note)
 
 
