@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from rich.console import Console
-from scipy.stats import t
+from scipy.stats import t, ttest_rel
 
 import sparseirm.experiments.store as store_module
 import sparseirm.experiments.sweep as sweep_module
@@ -19,9 +19,10 @@ from sparseirm import NonFiniteError, Recipe, run
 from sparseirm.core import SettingError
 from sparseirm.experiments.estimates import Estimates, cost
 from sparseirm.experiments.progress import Reporter, summary
+from sparseirm.experiments.statistics import Figures, paired
 from sparseirm.experiments.store import Store
 from sparseirm.experiments.sweep import Postponed, Progress, carry_out, sweep
-from sparseirm.experiments.tables import Figures, rows
+from sparseirm.experiments.tables import rows
 from sparseirm.files import read_json
 
 RECIPE = Recipe(method="erm", width=4, steps=4, eval_every=4)
@@ -213,5 +214,21 @@ def test_seeds_become_one_row(store: Store) -> None:
 def test_the_interval_is_students() -> None:
     values = (60.0, 61.5, 64.0, 62.5)
     low, high = t.interval(0.95, 3, loc=np.mean(values), scale=np.std(values, ddof=1) / 2)
-    assert Figures(values).half_width == pytest.approx((high - low) / 2)
-    assert np.isnan(Figures((60.0,)).half_width) and str(Figures((60.0,))) == "60.0"
+    figures = Figures(values)
+    assert figures.interval == pytest.approx((low, high))
+    assert figures.half_width == pytest.approx((high - low) / 2)
+
+
+def test_one_seed_has_no_interval() -> None:
+    one = Figures((60.0,))
+    assert one.interval is None and np.isnan(one.half_width) and str(one) == "60.0"
+
+
+def test_the_paired_interval_is_that_of_the_paired_t_test() -> None:
+    a, b = [60.0, 66.0, 63.0, 61.0], [50.0, 54.5, 55.0, 48.0]
+    found = paired({**dict(enumerate(a)), 8: 0.0}, {**dict(enumerate(b)), 9: 99.0})
+    expected = ttest_rel(a, b).confidence_interval(0.95)
+    assert found is not None and found.interval == pytest.approx((expected.low, expected.high))
+    assert paired({0: 1.0}, {1: 1.0}) is None
+    single = paired({0: 1.0}, {0: 0.5})
+    assert single is not None and single.values == (0.5,) and single.interval is None

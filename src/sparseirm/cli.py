@@ -8,7 +8,7 @@ import io
 import itertools
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
@@ -23,9 +23,11 @@ from sparseirm.core import NonFiniteError, SettingError
 from sparseirm.experiments.executors import local
 from sparseirm.experiments.figures import comparison
 from sparseirm.experiments.progress import reporter
+from sparseirm.experiments.rules import rounds, side_by_side
+from sparseirm.experiments.rules import table as by_rule
 from sparseirm.experiments.store import Store
 from sparseirm.experiments.sweep import sweep
-from sparseirm.experiments.tables import HEADINGS, Row, cells, label, markdown, rows
+from sparseirm.experiments.tables import HEADINGS, Row, cells, label, markdown, markdown_table, rows
 from sparseirm.experiments.theory import theory
 from sparseirm.files import write_bytes
 from sparseirm.methods import METHODS
@@ -88,6 +90,7 @@ def compare(
     store: Path = Path("results"),
     out: Path = Path("out/compare"),
     workers: int | None = None,
+    rules: bool = False,
 ) -> list[Row]:
     """Compare methods on one data set over seeds, in one table and one figure.
 
@@ -106,6 +109,8 @@ def compare(
         store: folder of the results.
         out: folder for the figure ``compare.svg`` and the table ``compare.md``.
         workers: number of processes; one per core by default.
+        rules: also show what other rules of selecting a step would have reported; with three or more training
+            environments this takes a further run without each of them.
 
     Returns:
         One row per method and penalty, with its results.
@@ -113,11 +118,18 @@ def compare(
     recipes = _variants(recipe, methods, penalties, seeds)
     with reporter(Store(store)) as shown, local(workers) as pool:
         found = sweep(recipes, Store(store), pool, data_root, shown.on_done, watch=shown.watch)
+        further = rounds(filter(None, found)) if rules else []
+        sweep(further, Store(store), pool, data_root, shown.on_done, watch=shown.watch)
     table = rows(found)
     if not table:
         raise SettingError(f"no run finished; the reasons are in {store / 'failed'}.")
     Console(width=100).print(_table(table))
-    write_bytes(out / "compare.md", markdown(table).encode())
+    text = markdown(table)
+    if rules:
+        headings, lines = by_rule((row.label, side_by_side(row.results, Store(store).get)) for row in table)
+        Console(width=120).print(_plain_table(headings, lines))
+        text += f"\n{markdown_table(headings, lines)}"
+    write_bytes(out / "compare.md", text.encode())
     figure = comparison(table, f"{recipe.data}: seen and unseen environments", out / "compare.svg")
     print(f"figure: {figure}, table: {out / 'compare.md'}")
     return table
@@ -240,11 +252,16 @@ def _variants(
 
 
 def _table(table: Sequence[Row]) -> Table:
-    shown = Table(title="accuracy at the last step, in percent: mean ± standard deviation over seeds")
-    for heading in HEADINGS:
-        shown.add_column(heading, justify="left" if heading == "method" else "right")
-    for row in table:
-        shown.add_row(*cells(row))
+    title = "accuracy at the last step, in percent: mean ± standard deviation over seeds"
+    return _plain_table(HEADINGS, map(cells, table), title)
+
+
+def _plain_table(headings: Sequence[str], lines: Iterable[Sequence[str]], title: str | None = None) -> Table:
+    shown = Table(title=title)
+    for at, heading in enumerate(headings):
+        shown.add_column(heading, justify="right" if at else "left")
+    for line in lines:
+        shown.add_row(*line)
     return shown
 
 

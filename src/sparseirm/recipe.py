@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from sparseirm.core import Loss, Penalty, SettingError, Sparsifier
 from sparseirm.data import DATASETS, DEFAULTS, DataSet
+from sparseirm.data.environments import without_environment
 from sparseirm.files import canonical, digest
 from sparseirm.losses import LOSSES
 from sparseirm.methods import METHODS, SETTINGS, Method
@@ -23,7 +24,7 @@ Option = float | int | str | bool
 KINDS = {
     **dict.fromkeys(("data", "model", "method", "penalty", "sparsifier", "settings", "optimizer"), str),
     **dict.fromkeys(("lr_schedule", "precision"), str),
-    **dict.fromkeys(("n_train", "width", "steps", "batch_size", "eval_every", "seed"), int),
+    **dict.fromkeys(("n_train", "width", "steps", "batch_size", "eval_every", "seed", "leave_out"), int),
     **dict.fromkeys(("label_noise", "density", "weights_per_sample", "lr", "momentum", "eps", "l2"), float),
     **dict.fromkeys(("penalty_weight", "penalty_from", "penalty_to"), float),
 }
@@ -74,6 +75,8 @@ class Recipe:
         precision: fp32 or bf16 (matrix products only; loss, penalty and probabilities stay fp32).
         eval_every: steps between two evaluations of the trajectory; they never influence the run.
         seed: seed of data, initial weights, batches and gates.
+        leave_out: a training environment, counted from 0, that is not trained on and becomes ``val``; for the
+            selection rule leave_one_env_out, which needs such a run for each of three or more environments.
     """
 
     data: str = "colored_digits"
@@ -106,6 +109,7 @@ class Recipe:
     precision: str = "fp32"
     eval_every: int = 100
     seed: int = 0
+    leave_out: int | None = None
 
     def __post_init__(self) -> None:
         for field_ in fields(self):  # 1 and 1.0 are one number, and must have one key
@@ -223,7 +227,7 @@ class Recipe:
             SettingError: if the data set is unknown, one of its settings is out of range, or its files are
                 not to be had.
         """
-        return DATASETS[self.data](
+        data = DATASETS[self.data](
             n_train=self.n_train,
             correlations=self.correlations,
             label_noise=self.label_noise,
@@ -231,6 +235,7 @@ class Recipe:
             gray=lookup("method", METHODS, self.method).gray,
             data_root=data_root,
         )
+        return data if self.leave_out is None else without_environment(data, self.leave_out)
 
     def make_penalty(self) -> Penalty:
         """The penalty of a resolved recipe.

@@ -10,6 +10,11 @@ from sparseirm.recipe import Recipe
 from sparseirm.runs import Result
 
 
+def steps(recipe: Recipe) -> int:
+    """Optimiser steps of a resolved recipe, from beginning to end."""
+    return recipe.steps or 1
+
+
 def cost(recipe: Recipe) -> float:
     """Relative work of a resolved recipe: steps, times samples of a step, times weights.
 
@@ -18,7 +23,7 @@ def cost(recipe: Recipe) -> float:
     True
     """
     samples = recipe.batch_size or recipe.n_train or 1
-    return float((recipe.steps or 1) * samples * recipe.width * (recipe.width + 400))
+    return float(steps(recipe) * samples * recipe.width * (recipe.width + 400))
 
 
 @dataclass(frozen=True)

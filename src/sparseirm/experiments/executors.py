@@ -181,7 +181,9 @@ class _Pool:
 
     def _fresh(self) -> ProcessPoolExecutor:
         context = multiprocessing.get_context("spawn")
-        return ProcessPoolExecutor(self.workers, mp_context=context, initializer=_alone)
+        return ProcessPoolExecutor(
+            self.workers, mp_context=context, initializer=_alone, initargs=(os.getpid(),)
+        )
 
 
 @dataclass(frozen=True)
@@ -199,11 +201,10 @@ def _with_one_thread(call: Callable[..., T], /, *arguments: Any) -> T:
     return call(*arguments)
 
 
-def _alone() -> None:
+def _alone(parent: int) -> None:
     """One thread, deaf to Ctrl-C, and no life after the process that started this one."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
-    parent = os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -11,7 +11,7 @@ from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sparseirm.experiments.estimates import Estimates, cost
+from sparseirm.experiments.estimates import Estimates, cost, steps
 from sparseirm.experiments.executors import Handle, Submitter
 from sparseirm.experiments.store import Store
 from sparseirm.recipe import Recipe
@@ -116,7 +116,7 @@ def carry_out(
             return Postponed("not started: the time budget is used up")
         with store.claim(recipe) as folder:
             if folder is None:
-                return Postponed("not started: another process is running it")
+                return None if store.get(recipe) else Postponed("not started: another process is running it")
             try:
                 if store.get(recipe) is None:
                     pulse = _pulse(store, recipe, deadline)
@@ -192,7 +192,7 @@ class _Work:
         running, left = [], 0.0
         for recipe, _ in self.flights.values():
             step = self.store.steps(recipe)
-            over = 0.0 if step is None else step / (recipe.steps or 1)
+            over = 0.0 if step is None else step / steps(recipe)
             if step is not None:
                 running.append((recipe, over))
             left += (1 - over) * (self.estimates.seconds(recipe) or math.nan)
