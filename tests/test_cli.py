@@ -97,7 +97,7 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
         (["compare", "--method", "erm"], "give `methods`"),
         (["compare", "--methods", "magic"], "no method is named 'magic'"),
         (["fly"], "Unrecognized options: fly"),
-        ([], "Expected one of {demo, train, compare, theory}."),
+        ([], "Expected one of {demo, train, compare, theory, reproduce, report}."),
     ],
 )
 def test_a_bad_value_gives_one_helpful_line_and_exit_code_2(

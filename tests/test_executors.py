@@ -18,7 +18,7 @@ import pytest
 
 from sparseirm import Recipe, run
 from sparseirm.core import SettingError
-from sparseirm.experiments.executors import Handle, Submitter, dask, executor, local, slurm
+from sparseirm.experiments.executors import Handle, Submitter, connect, dask, local, slurm
 from sparseirm.experiments.store import Store
 from sparseirm.experiments.sweep import Progress, sweep
 
@@ -183,7 +183,7 @@ def test_dask_loses_nothing_and_runs_nothing_twice_when_a_worker_is_killed(tmp_p
 def test_an_executor_that_cannot_be_is_refused(
     name: str, given: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(SettingError, match=message), executor(name, folder=tmp_path, **given):
+    with pytest.raises(SettingError, match=message), connect(name, folder=tmp_path, **given):
         pass
 
 

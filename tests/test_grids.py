@@ -67,8 +67,8 @@ def test_every_cell_of_the_mlp_tables_has_a_recipe(table: str) -> None:
             assert resolved.penalty == (cell.penalty or None) and resolved.seed == 3
             assert METHODS[resolved.method].sparse == cell.method.startswith("Sparse") or cell.method == "MRM"
     assert {cell.width for cell in cells} == set(WIDTHS)
-    runs = list(recipes(table))
-    assert len({recipe.key for _, recipe in runs}) == len(runs) == sum(not cell.missing for cell in cells)
+    runs = list(recipes(cells))
+    assert len({recipe.key for recipe in runs}) == len(runs) == sum(not cell.missing for cell in cells)
 
 
 def test_full_colored_mnist_has_the_papers_correlations() -> None:
@@ -89,11 +89,11 @@ def test_what_this_version_lacks_is_left_out_with_its_reason() -> None:
 
 
 def test_figures_are_made_of_the_tables_runs() -> None:
-    table2, table8 = ({recipe.key for _, recipe in recipes(name)} for name in ("table2", "table8"))
-    assert {recipe.key for _, recipe in recipes("figure3")} == table2 | table8
-    figure1 = [cell for cell, _ in recipes("figure1")]
+    keys = {name: {recipe.key for recipe in recipes(grid.cells)} for name, grid in GRIDS.items()}
+    assert keys["figure3"] == keys["table2"] | keys["table8"]
+    assert keys["figure1"] < keys["table2"] and keys["table7"] < keys["table2"]
+    figure1 = GRIDS["figure1"].cells
     assert Counter(cell.method for cell in figure1) == {"Oracle": 6, "ERM": 6, "IRM": 6}
-    assert {recipe.key for _, recipe in recipes("table7")} < table2
     assert not {*GRIDS} & {*COMPUTED_ELSEWHERE}
 
 
@@ -104,8 +104,8 @@ def test_a_selection_keeps_what_it_names() -> None:
         for width in (64, 640)
         for method, penalty in (("SparseIRM", "rex"), ("ERM", ""))
     }
-    runs = list(recipes("table8", widths=[390], methods=["irm"], seeds=[0, 1], settings=["ours", "paper"]))
-    assert Counter((r.settings, r.seed) for _, r in runs) == dict.fromkeys(
+    runs = recipes(select("table8", [390], ["irm"]), seeds=[0, 1], settings=["ours", "paper"])
+    assert Counter((r.settings, r.seed) for r in runs) == dict.fromkeys(
         ((s, n) for s in ("ours", "paper") for n in (0, 1)), 4
     )
 
@@ -129,6 +129,7 @@ def test_committed_results_are_found_under_the_key_of_their_recipe() -> None:
 
 
 def test_the_committed_runs_of_table_8_are_those_of_its_grid() -> None:
-    grid = {recipe.key for _, recipe in recipes("table8", seeds=[0, 1, 2], settings=["ours", "released"])}
+    runs = recipes(select("table8"), seeds=[0, 1, 2], settings=["ours", "released"])
+    grid = {recipe.key for recipe in runs}
     committed = {path.stem for path in (ROOT / "results" / "runs").glob("*.json")}
     assert len(grid & committed) >= 20

@@ -23,6 +23,8 @@ from sparseirm.core import NonFiniteError, SettingError
 from sparseirm.experiments.executors import local
 from sparseirm.experiments.figures import comparison
 from sparseirm.experiments.progress import reporter
+from sparseirm.experiments.report import report
+from sparseirm.experiments.reproduce import reproduce
 from sparseirm.experiments.rules import rounds, side_by_side
 from sparseirm.experiments.rules import table as by_rule
 from sparseirm.experiments.store import Store
@@ -166,6 +168,8 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "train": train,
     "compare": compare,
     "theory": theory,
+    "reproduce": reproduce,
+    "report": report,
 }
 
 

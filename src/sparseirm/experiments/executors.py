@@ -47,7 +47,7 @@ class Submitter(Protocol):
         ...
 
 
-def executor(
+def connect(
     name: str = "local",
     workers: int | None = None,
     folder: Path = Path("work"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
@@ -120,53 +120,26 @@ COMPUTED_ELSEWHERE = {"table4": "ablation", "figure4": "ablation", "theorem1": "
 """What does not, and the command that computes it."""
 
 
-def recipes(
-    name: str,
-    *,
-    seeds: Sequence[int] = (0,),
-    widths: Sequence[int] | None = None,
-    methods: Sequence[str] | None = None,
-    penalties: Sequence[str] | None = None,
-    settings: Sequence[str] = ("ours",),
-    precision: str = PRECISION,
-) -> Iterator[tuple[Cell, Recipe]]:
-    """The runs of a table or figure, seed by seed; cells that this version cannot run are left out.
-
-    Args:
-        name: one of `GRIDS`.
-        seeds: one run of every cell each.
-        widths: widths to keep; all by default.
-        methods: methods to keep, in any case; all by default.
-        penalties: penalties to keep, for the methods that have one; all by default.
-        settings: named settings, one run each.
-        precision: precision of all runs.
-
-    Yields:
-        tuple[Cell, Recipe]: the cell, and one run of it.
-
-    Raises:
-        SettingError: if a width, method or penalty does not occur in it.
-
-    Example:
-        >>> runs = recipes("table8", widths=[390], methods=["sparseirm"], seeds=[0, 1])
-        >>> [(cell.data, cell.test, recipe.penalty, recipe.seed) for cell, recipe in runs][0]
-        ('colored_mnist', 67.92, 'irmv1', 0)
-    """
-    chosen = select(name, widths, methods, penalties)
-    for seed in seeds:
-        for cell in chosen:
-            if not cell.missing:
-                for named in settings:
-                    yield cell, cell.recipe(named, seed, precision)
-
-
 def select(
     name: str,
     widths: Sequence[int] | None = None,
     methods: Sequence[str] | None = None,
     penalties: Sequence[str] | None = None,
 ) -> list[Cell]:
-    """Cells of a table or figure with the given widths, methods and penalties; see `recipes`."""
+    """Cells of a table or figure.
+
+    Args:
+        name: one of `GRIDS`.
+        widths: widths to keep; all by default.
+        methods: methods to keep, in any case; all by default.
+        penalties: penalties to keep, of the methods that have one; all by default.
+
+    Returns:
+        The cells, in the paper's order.
+
+    Raises:
+        SettingError: if a width, method or penalty does not occur, or no cell has all of them.
+    """
     cells = GRIDS[one_of("grid", name, GRIDS)].cells
     wanted = {
         "width": widths and {str(width) for width in widths},
@@ -185,6 +158,35 @@ def select(
             f"no cell of {name} has all of these widths, methods and penalties; leave one out."
         )
     return cells
+
+
+def recipes(
+    cells: Iterable[Cell],
+    seeds: Sequence[int] = (0,),
+    settings: Sequence[str] = ("ours",),
+    precision: str = PRECISION,
+) -> Iterator[Recipe]:
+    """The runs behind cells, seed by seed; cells that this version cannot run are left out.
+
+    Args:
+        cells: the cells.
+        seeds: one run of every cell each.
+        settings: named settings, one run of every cell each.
+        precision: precision of all runs.
+
+    Yields:
+        Recipe: one run, resolved.
+
+    Example:
+        >>> runs = recipes(select("table8", [390], ["sparseirm"], ["rex"]), seeds=[0, 1])
+        >>> [(run.data, run.width, run.penalty, run.seed) for run in runs][:2]
+        [('colored_mnist', 390, 'rex', 0), ('full_colored_mnist', 390, 'rex', 0)]
+    """
+    ready = [cell for cell in cells if not cell.missing]
+    for seed in seeds:
+        for cell in ready:
+            for named in settings:
+                yield cell.recipe(named, seed, precision).resolved()
 
 
 @cache

@@ -51,6 +51,11 @@ class Figures:
         half = self.half_width
         return None if math.isnan(half) else (self.mean - half, self.mean + half)
 
+    @property
+    def words(self) -> str:
+        """Mean and half the 95 % interval; one seed has none."""
+        return f"{self.mean:.1f}" if self.interval is None else f"{self.mean:.1f} ± {self.half_width:.1f}"
+
     def __str__(self) -> str:
         spread = "" if math.isnan(self.deviation) else f" ± {self.deviation:.1f}"
         return f"{self.mean:.1f}{spread}"
