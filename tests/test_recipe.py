@@ -121,6 +121,7 @@ CHANGES: dict[str, Any] = {
     "steps": 10,
     "epochs": 10,
     "stage_lengths": (1, 1, 2),
+    "leave_out": 0,
     "batch_size": 64,
     "optimizer": "adam",
     "lr": 1e-5,

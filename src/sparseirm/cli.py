@@ -9,7 +9,7 @@ import itertools
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,12 +22,18 @@ from rich.table import Table
 from sparseirm.core import NonFiniteError, SettingError
 from sparseirm.deploy import export
 from sparseirm.doctor import doctor
+from sparseirm.experiments.executors import local
 from sparseirm.experiments.figures import comparison
 from sparseirm.experiments.pictures import pictures
 from sparseirm.experiments.prepare import prepare_coco
+from sparseirm.experiments.progress import reporter
+from sparseirm.experiments.report import report
+from sparseirm.experiments.reproduce import reproduce
+from sparseirm.experiments.rules import rounds, side_by_side
+from sparseirm.experiments.rules import table as by_rule
 from sparseirm.experiments.store import Store
-from sparseirm.experiments.sweep import local, sweep
-from sparseirm.experiments.tables import HEADINGS, Row, cells, label, markdown, notes, rows
+from sparseirm.experiments.sweep import sweep
+from sparseirm.experiments.tables import HEADINGS, Row, cells, label, markdown, markdown_table, notes, rows
 from sparseirm.experiments.theory import theory
 from sparseirm.experiments.variants import DEFAULT, variants
 from sparseirm.files import write_bytes
@@ -96,6 +102,7 @@ def compare(
     store: Path = Path("results"),
     out: Path = Path("out/compare"),
     workers: int | None = None,
+    rules: bool = False,
 ) -> list[Row]:
     """Compare methods on one data set over seeds, in one table and one figure.
 
@@ -116,24 +123,27 @@ def compare(
         store: folder of the results.
         out: folder for the figure ``compare.svg`` and the table ``compare.md``.
         workers: number of processes; one per core by default.
+        rules: also show what other rules of selecting a step would have reported; with three or more training
+            environments this takes a further run without each of them.
 
     Returns:
         One row per method, penalty, sparsifier and density, with its results.
     """
     recipes = variants(recipe, methods, penalties, sparsifiers, densities, seeds)
-    with _bar("all", len(recipes), unit="runs") as advance, local(workers) as pool:
-
-        def on_done(recipe: Recipe, failure: str | None) -> None:
-            advance()
-            if failure:
-                Console(stderr=True).print(f"{label(recipe)}, seed {recipe.seed}: {failure}")
-
-        found = sweep(recipes, Store(store), pool, data_root, on_done)
+    with reporter(Store(store)) as shown, local(workers) as pool:
+        found = sweep(recipes, Store(store), pool, data_root, shown.on_done, watch=shown.watch)
+        further = rounds(filter(None, found)) if rules else []
+        sweep(further, Store(store), pool, data_root, shown.on_done, watch=shown.watch)
     table = rows(found)
     if not table:
         raise SettingError(f"no run finished; the reasons are in {store / 'failed'}.")
     Console(width=100).print(_table(table), *notes(table), sep="\n")
-    write_bytes(out / "compare.md", markdown(table).encode())
+    text = markdown(table)
+    if rules:
+        headings, lines = by_rule((row.label, side_by_side(row.results, Store(store).get)) for row in table)
+        Console(width=120).print(_plain_table(headings, lines))
+        text += f"\n{markdown_table(headings, lines)}"
+    write_bytes(out / "compare.md", text.encode())
     figure = comparison(table, f"{recipe.data}: seen and unseen environments", out / "compare.svg")
     print(f"figure: {figure}, table: {out / 'compare.md'}")
     if None in found:
@@ -179,6 +189,8 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "pictures": pictures,
     "prepare-coco": prepare_coco,
     "doctor": doctor,
+    "reproduce": reproduce,
+    "report": report,
 }
 
 
@@ -245,21 +257,26 @@ def _first_line(box: str, arguments: Sequence[str]) -> str:
 
 
 def _table(table: Sequence[Row]) -> Table:
-    shown = Table(title="accuracy at the last step, in percent: mean ± standard deviation over seeds")
-    for heading in HEADINGS:
-        shown.add_column(heading, justify="left" if heading == "method" else "right")
-    for row in table:
-        shown.add_row(*cells(row))
+    title = "accuracy at the last step, in percent: mean ± standard deviation over seeds"
+    return _plain_table(HEADINGS, map(cells, table), title)
+
+
+def _plain_table(headings: Sequence[str], lines: Iterable[Sequence[str]], title: str | None = None) -> Table:
+    shown = Table(title=title)
+    for at, heading in enumerate(headings):
+        shown.add_column(heading, justify="right" if at else "left")
+    for line in lines:
+        shown.add_row(*line)
     return shown
 
 
 @contextmanager
-def _bar(title: str, total: int, unit: str = "steps") -> Iterator[Callable[..., None]]:
+def _bar(title: str, total: int) -> Iterator[Callable[[Record, Sequence[Point]], None]]:
     """A progress bar on a terminal, silence elsewhere; yields the function that moves it."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        TextColumn("{task.completed:.0f}/{task.total:.0f} " + unit),
+        TextColumn("{task.completed:.0f}/{task.total:.0f} steps"),
         TextColumn("{task.fields[note]}"),
         TimeRemainingColumn(),
     )
@@ -267,10 +284,8 @@ def _bar(title: str, total: int, unit: str = "steps") -> Iterator[Callable[..., 
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task(title, total=total, note="")
 
-        def advance(record: Record | None = None, trajectory: Sequence[Point] = ()) -> None:
-            if record is None:
-                progress.advance(task)
-            elif record.step % 10 == 0 or record.step == total:
+        def advance(record: Record, trajectory: Sequence[Point]) -> None:
+            if record.step % 10 == 0 or record.step == total:
                 progress.update(task, completed=record.step, note=_note(record, trajectory))
 
         yield advance

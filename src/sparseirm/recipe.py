@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from sparseirm.core import Loss, Penalty, SettingError, Sparsifier
 from sparseirm.data import DATASETS, DEFAULTS, FINGERPRINTS, OPTIONS, OWN, DataSet
-from sparseirm.data.environments import steps_per_epoch
+from sparseirm.data.environments import steps_per_epoch, without_environment
 from sparseirm.files import canonical, check_types, digest
 from sparseirm.inference import Inference
 from sparseirm.inference import make as make_inference
@@ -29,7 +29,8 @@ Option = float | int | str | bool
 KINDS = {
     **dict.fromkeys(("data", "model", "method", "penalty", "sparsifier", "settings", "optimizer"), str),
     **dict.fromkeys(("lr_schedule", "precision", "environments", "data_digest"), str),
-    **dict.fromkeys(("n_train", "width", "steps", "epochs", "batch_size", "eval_every", "seed"), int),
+    **dict.fromkeys(("n_train", "width", "steps", "epochs", "batch_size", "eval_every"), int),
+    **dict.fromkeys(("seed", "leave_out"), int),
     **dict.fromkeys(("label_noise", "density", "weights_per_sample", "lr", "momentum", "eps", "l2"), float),
     **dict.fromkeys(("penalty_weight", "penalty_from", "penalty_to", "lr_drop", "lr_stop"), float),
 }
@@ -101,6 +102,8 @@ class Recipe:
         precision: fp32 or bf16 (matrix products only; loss, penalty and probabilities stay fp32).
         eval_every: steps between two evaluations of the trajectory; they never influence the run.
         seed: seed of data, initial weights, batches and gates.
+        leave_out: a training environment, counted from 0, that is not trained on and becomes ``val``; for the
+            selection rule leave_one_env_out, which needs such a run for each of three or more environments.
     """
 
     data: str = "colored_digits"
@@ -142,6 +145,7 @@ class Recipe:
     precision: str = "fp32"
     eval_every: int = 100
     seed: int = 0
+    leave_out: int | None = None
 
     def __post_init__(self) -> None:
         for field_ in fields(self):  # 1 and 1.0 are one number, and must have one key
@@ -326,6 +330,10 @@ class Recipe:
             SettingError: if the data set is unknown, one of its settings is out of range, or its files are
                 not to be had.
         """
+        data = self._whole_data(data_root)
+        return data if self.leave_out is None else without_environment(data, self.leave_out)
+
+    def _whole_data(self, data_root: str | None) -> DataSet:
         if self.data in OWN:
             return OWN[self.data](data_root, test_envs=self.test_envs, seed=self.seed, **self.data_options)
         return DATASETS[self.data](

@@ -48,6 +48,10 @@ LOCK = ".lock"
 CHECKPOINT_VARIABLE = "SPARSEIRM_CHECKPOINT_SECONDS"
 """The environment variable with the seconds between two checkpoints, of every command and its workers."""
 
+RESULTS = 1
+"""Version of what a recipe computes. To be raised with every change after which a recipe gives other numbers;
+results and checkpoints of another version are not mixed with new ones. Files without a version are of 1."""
+
 
 @dataclass(frozen=True)
 class Point:
@@ -99,6 +103,7 @@ class Result:
         inferred: what the inferred environments are, as of `sparseirm.inference.described`; None if the
             data set's own were used. Scores are always of the data set's own.
         source_note: what one should know about the files behind the data, such as that they are JPEG.
+        version: the `RESULTS` of the code that made it.
     """
 
     recipe: Recipe
@@ -110,6 +115,7 @@ class Result:
     environment: dict[str, Any] = field(default_factory=dict)
     inferred: list[dict[str, Any]] | None = None
     source_note: str | None = None
+    version: int = 1
 
     @property
     def last(self) -> dict[str, Score]:
@@ -243,6 +249,7 @@ def _run(
         environment=machine,
         inferred=inferred,
         source_note=data.source_note,
+        version=RESULTS,
     )
     if folder:
         buffers = _as_deployed(net, stages[-1], state, data, recipe).buffers
@@ -437,18 +444,19 @@ def _claim(folder: Path, recipe: Recipe, resume: bool) -> Result | None:
         )
     if RESULT in existing:
         result = Result.from_json(read_json(folder / RESULT))
-        _same(result.recipe, recipe, folder)
+        _same(result.recipe, result.version, recipe, folder)
         if (folder / MODEL).exists():
             (folder / CHECKPOINT).unlink(missing_ok=True)
             return result
     if CHECKPOINT in existing:
         _, note = read_tensors(folder / CHECKPOINT)
-        _same(Recipe.from_json(note["recipe"]), recipe, folder)
+        _same(Recipe.from_json(note["recipe"]), note.get("version", 1), recipe, folder)
     return None
 
 
-def _same(old: Recipe, new: Recipe, folder: Path) -> None:
-    was, now = old.to_json(), new.to_json()
+def _same(old: Recipe, version: int, new: Recipe, folder: Path) -> None:
+    was = {**old.to_json(), "version of results": version}
+    now = {**new.to_json(), "version of results": RESULTS}
     differ = [name for name in {**was, **now} if was.get(name) != now.get(name)]
     if differ:
         changes = ", ".join(f"{name}: {was.get(name)} there, {now.get(name)} here" for name in differ)
@@ -490,8 +498,13 @@ def _save(
     seconds: float,
     machine: dict[str, Any],
 ) -> None:
-    points = [asdict(point) for point in trajectory]
-    note = {"recipe": recipe.to_json(), "trajectory": points, "seconds": seconds, "environment": machine}
+    note = {
+        "recipe": recipe.to_json(),
+        "trajectory": [asdict(point) for point in trajectory],
+        "seconds": seconds,
+        "environment": machine,
+        "version": RESULTS,
+    }
     save_state(folder / CHECKPOINT, state, note)
 
 

@@ -138,6 +138,48 @@ def steps_per_epoch(n: int, batch_size: int | None) -> int:
     return 1 if batch_size is None else -(-n // batch_size)
 
 
+def without_environment(data: DataSet, left_out: int) -> DataSet:
+    """One round of leave-one-environment-out: an environment that is not trained on is what validates.
+
+    Args:
+        data: a data set with three or more training environments.
+        left_out: the environment, counted from 0.
+
+    Returns:
+        The other environments in ``train``, the training samples of this one in ``val``, the same ``test``.
+
+    Raises:
+        SettingError: if there are fewer than three, since one alone has nothing to be invariant across, or
+            there is no such environment.
+    """
+    names = data.train.names
+    if len(names) < 3:
+        raise SettingError(
+            f"`leave_out` needs three or more training environments, and {data.name!r} has {len(names)}: "
+            "without one of two, a single one is left, which says nothing about what differs between them."
+        )
+    if not 0 <= left_out < len(names):
+        raise SettingError(
+            f"`leave_out` must be an environment of {data.name!r}, 0 to {len(names) - 1}; got {left_out}."
+        )
+    here = data.train.samples.env == left_out
+    train, val = _part(data.train, ~here), _part(data.train, here)
+    return replace(data, train=train, val=val)
+
+
+def _part(split: Split, members: Tensor) -> Split:
+    """Some samples of a split, without the environments that have none among them."""
+    index = members.nonzero()[:, 0]
+    samples = split.samples.take(index)
+    present = torch.bincount(samples.env, minlength=len(split.names)) > 0
+    return Split(
+        replace(samples, env=(present.cumsum(0) - 1)[samples.env]),
+        tuple(name for name, there in zip(split.names, present.tolist(), strict=True) if there),
+        None if split.spurious is None else split.spurious[index],
+        {name: values[index] for name, values in split.auxiliary.items()},
+    )
+
+
 @dataclass(frozen=True)
 class Batches:
     """The batch of every step, as a function of seed and step: nothing to save, nothing to restore.

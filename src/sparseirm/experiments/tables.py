@@ -2,53 +2,15 @@
 
 from __future__ import annotations
 
-import math
-import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from scipy.stats import t as student
-
 from sparseirm.core import SettingError
+from sparseirm.experiments.statistics import Figures
 from sparseirm.methods import METHODS
 from sparseirm.recipe import Recipe
 from sparseirm.registry import lookup
 from sparseirm.runs import Result
-
-
-@dataclass(frozen=True)
-class Figures:
-    """A quantity over seeds.
-
-    Attributes:
-        values: one per seed.
-
-    Example:
-        >>> Figures((60.0, 62.0, 64.0)).mean, round(Figures((60.0, 62.0, 64.0)).half_width, 2)
-        (62.0, 4.97)
-    """
-
-    values: tuple[float, ...]
-
-    @property
-    def mean(self) -> float:
-        """Mean over seeds."""
-        return statistics.fmean(self.values)
-
-    @property
-    def deviation(self) -> float:
-        """Standard deviation over seeds; NaN for one."""
-        return statistics.stdev(self.values) if len(self.values) > 1 else math.nan
-
-    @property
-    def half_width(self) -> float:
-        """Half the 95 % interval of the mean (Student's t); NaN for one seed."""
-        n = len(self.values)
-        return float(student.ppf(0.975, n - 1)) * self.deviation / math.sqrt(n) if n > 1 else math.nan
-
-    def __str__(self) -> str:
-        spread = "" if math.isnan(self.deviation) else f" ± {self.deviation:.1f}"
-        return f"{self.mean:.1f}{spread}"
 
 
 @dataclass(frozen=True)
@@ -86,10 +48,13 @@ def cells(row: Row) -> tuple[str, ...]:
 def markdown(table: Iterable[Row]) -> str:
     """Rows as a Markdown table, and below it what one should know about the files behind the data."""
     table = list(table)
-    lines = [HEADINGS, ("---", *["---:"] * (len(HEADINGS) - 1)), *map(cells, table)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines) + "".join(
-        map("\n{}.\n".format, notes(table))
-    )
+    return markdown_table(HEADINGS, map(cells, table)) + "".join(map("\n{}.\n".format, notes(table)))
+
+
+def markdown_table(headings: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """Words as a Markdown table, the first column to the left."""
+    rule = ("---", *["---:"] * (len(headings) - 1))
+    return "".join(f"| {' | '.join(line)} |\n" for line in (headings, rule, *lines))
 
 
 def notes(table: Iterable[Row]) -> list[str]:
@@ -118,9 +83,8 @@ def grid(table: Iterable[Row]) -> str:
         found[place] = f"{row.accuracy('train')} / {row.accuracy('test')}"
     densities = sorted({density for _, density in found})
     names = dict.fromkeys(name for name, _ in found)
-    lines = [("train / test", *(f"density {d:g}" for d in densities)), ("---", *["---:"] * len(densities))]
-    lines += [(name, *(found.get((name, d), "") for d in densities)) for name in names]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    lines = [(name, *(found.get((name, d), "") for d in densities)) for name in names]
+    return markdown_table(("train / test", *(f"density {d:g}" for d in densities)), lines)
 
 
 def label(recipe: Recipe) -> str:
