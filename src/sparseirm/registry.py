@@ -59,10 +59,10 @@ def lookup(kind: str, table: Mapping[str, T], name: str) -> T:
     Raises:
         SettingError: if neither knows the name.
     """
+    if name in table:
+        return table[name]
     outside = {point.name: point for point in entry_points(group=f"sparseirm.{kind}")}
-    if name not in table and name in outside:
-        return cast(T, outside[name].load())
-    return table[one_of(kind, name, [*table, *outside])]
+    return cast(T, outside[one_of(kind, name, [*table, *outside])].load())
 
 
 def options(what: str, known: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
