@@ -21,6 +21,7 @@ from rich.table import Table
 
 from sparseirm.core import NonFiniteError, SettingError
 from sparseirm.deploy import export
+from sparseirm.experiments.ablation import ablation
 from sparseirm.experiments.figures import comparison
 from sparseirm.experiments.pictures import pictures
 from sparseirm.experiments.prepare import prepare_coco
@@ -177,6 +178,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "export": export,
     "pictures": pictures,
     "prepare-coco": prepare_coco,
+    "ablation": ablation,
 }
 
 
