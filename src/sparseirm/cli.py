@@ -22,6 +22,7 @@ from rich.table import Table
 from sparseirm.core import NonFiniteError, SettingError
 from sparseirm.deploy import export
 from sparseirm.doctor import doctor
+from sparseirm.experiments.ablation import ablation
 from sparseirm.experiments.executors import local
 from sparseirm.experiments.figures import comparison
 from sparseirm.experiments.pictures import pictures
@@ -191,6 +192,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "doctor": doctor,
     "reproduce": reproduce,
     "report": report,
+    "ablation": ablation,
 }
 
 

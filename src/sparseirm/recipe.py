@@ -539,7 +539,7 @@ class Recipe:
             idle["width"] = f"model {self.model!r} has none"
         if (self.optimizer or self._defaults()["optimizer"]) != "sgd":
             idle["momentum"] = "only sgd has one"
-        elif not method.sparse:
+        elif not method.sparse or not self._learns(method):
             idle["eps"] = "nothing is trained with Adam"
         return idle | self._idle_on_data()
 
@@ -552,6 +552,11 @@ class Recipe:
         if self.data not in FINGERPRINTS:
             idle["data_digest"] = f"{self.data!r} is the same wherever it comes from"
         return idle
+
+    def _learns(self, method: Method) -> bool:
+        """Whether the sparsifier has something of its own to train."""
+        maker: Any = lookup("sparsifier", SPARSIFIERS, self.sparsifier or method.sparsifier or "probmask")
+        return any(field_.name == "score_lr" for field_ in fields(maker))
 
     def _refuse_what_has_no_effect(self, method: Method) -> None:
         if self.data in OWN and method.gray:
