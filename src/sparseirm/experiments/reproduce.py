@@ -28,6 +28,11 @@ from sparseirm.registry import one_of
 
 What = Literal["table2", "table3", "table4", "table7", "table8", "figure1", "figure3", "figure4", "theorem1"]
 
+LEGEND = (
+    "\nTest accuracy at the last step in percent, mean over seeds ± half its 95 % interval; the same network in\n"
+    "training; the paper's number; and whether that lies within our interval, or we are above or below it."
+)
+
 
 def reproduce(
     what: Positional[What],
@@ -95,8 +100,9 @@ def reproduce(
         failed = shown.failed
     study = Study(place.all(), precision)
     findings = [study.finding(cell, named) for named in settings for cell in cells]
+    console.print(LEGEND, highlight=False)
     for sheet in sheets(findings):
-        console.print(table(sheet))
+        console.print(f"\n[bold]{sheet.title}[/bold]", table(sheet), sep="\n")
     if failed:
         raise SettingError(
             f"{failed} of {len(wanted)} runs failed; the reasons are in {store / 'failed'}. The same command "
@@ -120,10 +126,7 @@ def seconds(words: str) -> float:
 
 def table(sheet: Sheet) -> Table:
     """A sheet as a table of the terminal."""
-    shown = Table(
-        title=f"{sheet.title}: test accuracy at the last step, %\n"
-        "mean over seeds ± half its 95 % interval; the same network in training; the paper's number"
-    )
+    shown = Table()
     shown.add_column("")
     for width in sheet.widths:
         shown.add_column("" if width is None else f"width {width}", justify="right")
