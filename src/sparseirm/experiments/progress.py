@@ -60,12 +60,14 @@ class Reporter:
         console: where lines go.
         live: the lines that move, on a terminal.
         ended: runs that had ended when it was last said how many.
+        failed: runs that have failed.
     """
 
     store: Store
     console: Console
     live: Live | None = None
     ended: int = 0
+    failed: int = 0
 
     def on_done(self, recipe: Recipe, failure: str | None) -> None:
         """A run has ended: say how."""
@@ -74,8 +76,10 @@ class Reporter:
             last = result.last
             scores = ", ".join(f"{p} {last[p].accuracy:.1f}" for p in ("train", "val", "test") if p in last)
             outcome = f"{scores} in {duration(result.seconds)}"
+        elif isinstance(failure, Postponed):
+            outcome = str(failure)
         else:
-            outcome = str(failure) if isinstance(failure, Postponed) else f"FAILED: {failure}"
+            outcome, self.failed = f"FAILED: {failure}", self.failed + 1
         self._say(f"{name(recipe)}: {outcome}")
 
     def watch(self, progress: Progress) -> None:

@@ -28,6 +28,11 @@ from sparseirm.registry import one_of
 
 What = Literal["table2", "table3", "table4", "table7", "table8", "figure1", "figure3", "figure4", "theorem1"]
 
+LEGEND = (
+    "\nTest accuracy at the last step in percent, mean over seeds ± half its 95 % interval; the same\n"
+    "networks in training; the paper's number; whether that lies within our interval, or we are above or below."
+)
+
 
 def reproduce(
     what: Positional[What],
@@ -85,21 +90,23 @@ def reproduce(
     wanted = [*recipes(cells, seeds, settings, precision)]
     place, console = Store(store), Console(width=None if Console().is_terminal else 140)
     _say_what_is_not_run(console, place, cells)
+    failed = 0
     if dry_run:
         _plan(console, what, wanted, place, workers or cores() if executor == "local" else 1)
     else:
-        _run(wanted, place, executor, workers, slurm_options, data_root, budget)
+        context = connect(executor, workers, store / "work" / "slurm", slurm_options)
+        with context as pool, reporter(place) as shown:
+            sweep(wanted, place, pool, data_root, shown.on_done, budget, shown.watch)
+        failed = shown.failed
     study = Study(place.all(), precision)
     findings = [study.finding(cell, named) for named in settings for cell in cells]
+    console.print(LEGEND, highlight=False)
     for sheet in sheets(findings):
-        console.print(table(sheet))
-    failed = (
-        [] if dry_run else [recipe for recipe in wanted if not study.get(recipe) and place.failure(recipe)]
-    )
+        console.print(f"\n[bold]{sheet.title}[/bold]", table(sheet), sep="\n")
     if failed:
         raise SettingError(
-            f"{len(failed)} of {len(wanted)} runs failed; the reasons are in {store / 'failed'}. The same "
-            "command tries them again."
+            f"{failed} of {len(wanted)} runs failed; the reasons are in {store / 'failed'}. The same command "
+            "tries them again."
         )
     return findings
 
@@ -119,10 +126,7 @@ def seconds(words: str) -> float:
 
 def table(sheet: Sheet) -> Table:
     """A sheet as a table of the terminal."""
-    shown = Table(
-        title=f"{sheet.title}: test accuracy at the last step, %\n"
-        "mean over seeds ± half its 95 % interval; the same network in training; the paper's number"
-    )
+    shown = Table()
     shown.add_column("")
     for width in sheet.widths:
         shown.add_column("" if width is None else f"width {width}", justify="right")
@@ -149,19 +153,6 @@ def _say_what_is_not_run(console: Console, store: Store, cells: Sequence[Cell]) 
             "they count as missing and will be run again.",
             highlight=False,
         )
-
-
-def _run(
-    wanted: Sequence[Recipe],
-    store: Store,
-    name: str,
-    workers: int | None,
-    options: dict[str, Option] | None,
-    data_root: str | None,
-    budget: float | None,
-) -> None:
-    with connect(name, workers, store.root / "work" / "slurm", options) as pool, reporter(store) as shown:
-        sweep(wanted, store, pool, data_root, shown.on_done, budget, shown.watch)
 
 
 def _plan(console: Console, what: str, wanted: Sequence[Recipe], store: Store, workers: int) -> None:
