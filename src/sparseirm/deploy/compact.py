@@ -44,9 +44,9 @@ class Compaction:
 
     @property
     def removed(self) -> float:
-        """Fraction of the parameters that is gone, in [0, 1)."""
+        """Fraction of the parameters that is gone; below 0 if layers without a bias needed one."""
         before, after = self.parameters
-        return 1 - after / before
+        return 1 - after / before if before else 0.0
 
 
 def compact(module: nn.Module, input_shape: tuple[int, ...], x: Tensor | None = None) -> Compaction:
@@ -79,8 +79,7 @@ def compact(module: nn.Module, input_shape: tuple[int, ...], x: Tensor | None = 
         >>> small.module[0], small.units
         (Linear(in_features=4, out_features=1, bias=True), {'0': (3, 1), '2': (1, 1)})
     """
-    if x is None:
-        x = torch.randn(32, *input_shape, generator=generator(0, "compaction check"))
+    x = torch.randn(32, *input_shape, generator=generator(0, "compaction check")) if x is None else x.cpu()
     if tuple(x.shape[1:]) != tuple(input_shape):
         raise SettingError(f"`x` must hold samples of shape {tuple(input_shape)}; got {tuple(x.shape[1:])}.")
     dtype = next((p.dtype for p in module.parameters()), torch.float32)
@@ -126,9 +125,7 @@ def _fold_constants(found: list[Step]) -> None:
     """Move what constant channels contribute into biases, first layer to last."""
     constant: dict[Node, tuple[Tensor, Tensor]] = {}
     for step in found:
-        inputs = [constant[source] for source in step.inputs]
-        is_constant, values = _constants(step, inputs)
-        constant[step.node] = is_constant, values
+        constant[step.node] = _constants(step, [constant[source] for source in step.inputs])
 
 
 def _constants(step: Step, inputs: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

@@ -123,7 +123,6 @@ class Attachment:
     _gradient: Tensor | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        _ATTACHED.add(self.module)
         self._draw()
         nodes = [get_gradient_edge(parameter).node for parameter in self.parameters]
         self._hooks = [
@@ -133,6 +132,7 @@ class Attachment:
             *(node.register_prehook(partial(self._arrive, at)) for at, node in enumerate(nodes)),
         ]
         self._nodes = nodes  # a parameter does not keep its node alive
+        _ATTACHED.add(self.module)
 
     def mask(self) -> Tensors:
         """The deterministic mask of this moment: bool tensors by parameter name."""
