@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
 from packaging.requirements import Requirement
@@ -116,8 +117,9 @@ def _arithmetic() -> Iterator[Finding]:
         product = a @ b
     truth = a.double() @ b.double()
     error = float((product.double() - truth).norm() / truth.norm())
-    library = "MKL" if torch.backends.mkl.is_available() else "no MKL"
-    onednn = "oneDNN" if torch.backends.mkldnn.is_available() else "no oneDNN"
+    backends: Any = torch.backends
+    library = "MKL" if backends.mkl.is_available() else "no MKL"
+    onednn = "oneDNN" if backends.mkldnn.is_available() else "no oneDNN"
     found = f"{library}, {onednn}; training takes {here['matmul']}; relative error {error:.0e}"
     yield Finding("products", found, trouble=not error < 1e-5)
 
