@@ -117,14 +117,11 @@ def _arithmetic() -> Iterator[Finding]:
         product = a @ b
     truth = a.double() @ b.double()
     error = float((product.double() - truth).norm() / truth.norm())
-    library = "MKL" if _available(torch.backends.mkl) else "no MKL"
-    onednn = "oneDNN" if _available(torch.backends.mkldnn) else "no oneDNN"
+    backends: Any = torch.backends
+    library = "MKL" if backends.mkl.is_available() else "no MKL"
+    onednn = "oneDNN" if backends.mkldnn.is_available() else "no oneDNN"
     found = f"{library}, {onednn}; training takes {here['matmul']}; relative error {error:.0e}"
     yield Finding("products", found, trouble=not error < 1e-5)
-
-
-def _available(library: Any) -> bool:
-    return bool(library.is_available())
 
 
 def _training() -> Finding:

@@ -1,0 +1,124 @@
+"""What the site adds to the pages of docs/: pages from elsewhere, the reference, links, and formulas.
+
+The pages are written to be read in the repository; here their links are turned into the site's.
+"""
+
+import html
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import griffe
+from latex2mathml.converter import convert
+from mkdocs.structure.files import File
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "src" / "sparseirm"
+ELSEWHERE = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "CITATION.cff", "LICENSE"]
+FIGURES = (".md", ".svg", ".png", ".csv", ".json", ".txt")
+
+LINK = re.compile(r"(\]\()((?!https?:|#|mailto:)[^)#\s]+)")
+CODE = re.compile(r"(```.*?```|`[^`\n]*`)", re.DOTALL)
+TEX = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+)\$", re.DOTALL)
+SPAN = re.compile(r"<code>([^<]*)</code>")
+PROMPT = re.compile(r"^( *)(>>> .*(?:\n(?! *$).+)*)", re.MULTILINE)
+
+
+class Examples(griffe.Extension):
+    """Shows what stands behind prompts in docstrings as code, wherever it stands."""
+
+    def on_object(self, *, obj: griffe.Object, **rest: Any) -> None:
+        """Fence the examples of one docstring."""
+        if obj.docstring:
+            obj.docstring.value = PROMPT.sub(r"\1```pycon\n\1\2\n\1```", obj.docstring.value)
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Add pages from elsewhere and the reference; put every page into the navigation."""
+    for path in (*(ROOT / name for name in ELSEWHERE), *sorted((ROOT / "results").rglob("*"))):
+        if path.name in ELSEWHERE or (path.suffix in FIGURES and path.parent.name != "runs"):
+            files.append(File.generated(config, _uri(path), abs_src_path=str(path)))
+    sections = {title: pages for section in config.nav for title, pages in section.items()}
+    for name in sorted({path.relative_to(PACKAGE).parts[0] for path in PACKAGE.rglob("*.py")} - {"__init__.py"}):
+        page = f"reference/{Path(name).stem}.md"
+        files.append(File.generated(config, page, content=_reference(PACKAGE / name)))
+        sections["Reference"].append(page)
+    named = {page for pages in sections.values() for page in pages}
+    sections["How to"] += sorted(f.src_uri for f in files.documentation_pages() if f.src_uri not in named)
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
+    """Turn the repository's links into the site's, and formulas between dollars into MathML."""
+    source, here = ROOT / "docs" / page.file.src_uri, page.file.src_uri
+    for path in (ROOT / name for name in ELSEWHERE):
+        source = path if _uri(path) == here else source
+    source = ROOT / here if here.startswith("results/") else source
+
+    def link(found: re.Match[str]) -> str:
+        target = Path(os.path.normpath(source.parent / found[2]))
+        uri = _uri(target)
+        return found[1] + (os.path.relpath(uri, os.path.dirname(here) or ".") if files.get_file_from_path(uri) else found[2])
+
+    page.meta["formulas"] = formulas = []
+
+    def formula(found: re.Match[str]) -> str:
+        formulas.append(convert(found[1] or found[2], display="block" if found[1] else "inline"))
+        return f"@@{len(formulas) - 1}@@"
+
+    pieces = CODE.split(LINK.sub(link, markdown))
+    return "".join(piece if at % 2 else TEX.sub(formula, piece) for at, piece in enumerate(pieces))
+
+
+def on_page_content(content: str, page: Any, config: Any, files: Any) -> str:
+    """Put the formulas in, and set those of the docstrings as such."""
+    if page.file.src_uri.startswith("reference/"):
+        content = SPAN.sub(lambda found: _typeset(html.unescape(found[1])) or found[0], content)
+    return re.sub(r"@@(\d+)@@", lambda found: page.meta["formulas"][int(found[1])], content)
+
+
+def _uri(path: Path) -> str:
+    """Where a file of the repository is on the site."""
+    inside = path.relative_to(ROOT).as_posix()
+    return "index.md" if inside == "README.md" else inside.removeprefix("docs/")
+
+
+def _reference(path: Path) -> str:
+    """A page that describes a module, or all modules of a folder."""
+    modules = [path] if path.is_file() else sorted(path.rglob("*.py"))
+    names = [".".join(module.relative_to(PACKAGE.parent).with_suffix("").parts) for module in modules]
+    names = [name.removesuffix(".__init__") for name in names]
+    return f"# {path.stem}\n\n" + "".join(f"::: {name}\n\n" for name in names)
+
+
+WORDS = {
+    "lambda": r"\lambda ", "sum": r"\sum ", "tau": r"\tau ", "sqrt": r"\sqrt ", "ln": r"\ln ", "exp": r"\exp ",
+    "log": r"\log ", "max": r"\max ", "min": r"\min ", "inf": r"\infty ", "delta": r"\delta ",
+    "beta": r"\beta ", "gamma": r"\gamma ", "alpha": r"\alpha ", "eps": r"\varepsilon ", "o": r"\circ ",
+}  # fmt: skip
+TOKENS = re.compile(
+    r"(?P<power>\*\*(?:\((?P<group>[^()]*)\)|(?P<single>-?\w+)))|(?P<sub>_(?P<index>\w+))|(?P<word>[A-Za-z]+)"
+    r"|(?P<sign><=|>=|->|!=|\*|~|'|%|&|\||<|>)|(?P<rest>.)",
+    re.DOTALL,
+)
+SIGNS = {"<=": r"\le ", ">=": r"\ge ", "->": r"\to ", "!=": r"\ne ", "*": r"\cdot ", "~": r"\sim ", "'": "'"}
+SIGNS |= {"%": r"\% ", "&": r"\& ", "|": "|", "<": "<", ">": ">"}
+
+
+def _typeset(text: str) -> str | None:
+    """A formula of a docstring as MathML, or None for what is code."""
+    if not re.search(r"[\w)]\*\*|\bsum_|\w_e\b| ~ |\bd/d|dL/d|^J = ", text) or re.search(r"[\"\[\]{}]|\w\.\w|::|__", text):
+        return None
+    return convert("".join(_tex(found) for found in TOKENS.finditer(text)))
+
+
+def _tex(found: re.Match[str]) -> str:
+    if found["power"]:
+        return f"^{{{found['group'] or found['single']}}}"
+    if found["sub"]:
+        return f"_{{{found['index']}}}"
+    if found["word"]:
+        word = found["word"]
+        return WORDS.get(word) or (word if len(word) == 1 else rf"\mathrm{{{word}}}")
+    return SIGNS[found["sign"]] if found["sign"] else found["rest"].replace(" ", r"\ ")
