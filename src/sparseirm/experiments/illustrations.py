@@ -26,7 +26,12 @@ def gaps(result: Result, split: str) -> list[float]:
     return [max(values) - min(values) for values in risks]
 
 
-def rex_runs(store: Store) -> list[Row]:
+def accuracies(result: Result, split: str) -> list[float]:
+    """Accuracy on a split at every evaluation of a run, in percent."""
+    return [point.scores[split].accuracy for point in result.trajectory]
+
+
+def rex_runs(store: Store) -> tuple[Row, Row]:
     """Dense and sparse training with REx on ColoredMNIST, as in the first table of the reproduction.
 
     Args:
@@ -38,22 +43,26 @@ def rex_runs(store: Store) -> list[Row]:
     Raises:
         SettingError: if the store lacks one of them.
     """
-    found = []
-    for method in ("irm", "sparseirm"):
-        wanted = {"data": "colored_mnist", "n_train": 20_000, "width": 390, "settings": "ours"}
-        wanted |= {
-            "method": method,
-            "penalty": "rex",
-            "sparsifier": "probmask" if method == "sparseirm" else None,
+
+    def runs(method: str, sparsifier: str | None) -> Row:
+        wanted = {
+            "data": "colored_mnist",
+            "n_train": 20_000,
+            "width": 390,
+            "settings": "ours",
+            "density": None,
         }
-        wanted |= {"density": None}
-        runs = [
-            r for r in store.all() if all(getattr(r.recipe, name) == value for name, value in wanted.items())
+        wanted |= {"method": method, "penalty": "rex", "sparsifier": sparsifier}
+        found = [
+            result
+            for result in store.all()
+            if all(getattr(result.recipe, name) == value for name, value in wanted.items())
         ]
-        if not runs:
+        if not found:
             raise SettingError(f"the store {store.root} has no run of {method} with rex on ColoredMNIST.")
-        found.append(rows(runs)[0])
-    return found
+        return rows(found)[0]
+
+    return runs("irm", None), runs("sparseirm", "probmask")
 
 
 def overfitting(dense: Row, sparse: Row, path: Path) -> Path:
@@ -72,10 +81,9 @@ def overfitting(dense: Row, sparse: Row, path: Path) -> Path:
     for row, colour in ((dense, DENSE), (sparse, SPARSE)):
         for split, style in (("train", "-"), ("val", ":")):
             words = "training samples" if split == "train" else "fresh ones"
-            _over_steps(left, row, lambda r, s=split: gaps(r, s), colour, style, f"{row.label}, {words}")
+            _over_steps(left, row, gaps, split, colour, style, f"{row.label}, {words}")
         for split, style in (("train", "-"), ("test", "--")):
-            curve = lambda r, s=split: [point.scores[s].accuracy for point in r.trajectory]  # noqa: E731
-            _over_steps(right, row, curve, colour, style, f"{row.label}, {split}")
+            _over_steps(right, row, accuracies, split, colour, style, f"{row.label}, {split}")
     left.set(yscale="log", xlabel="step", ylabel="difference of the environments' risks, nats")
     left.set_title("Is the penalty met on samples never seen?", loc="left", fontsize=11)
     right.set(xlabel="step", ylabel="accuracy, %", ylim=(0, 100))
@@ -89,10 +97,16 @@ def overfitting(dense: Row, sparse: Row, path: Path) -> Path:
 
 
 def _over_steps(
-    axes: Axes, row: Row, curve: Callable[[Result], list[float]], colour: str, style: str, label: str
+    axes: Axes,
+    row: Row,
+    curve: Callable[[Result, str], list[float]],
+    split: str,
+    colour: str,
+    style: str,
+    label: str,
 ) -> None:
     steps = [point.step for point in row.results[0].trajectory]
-    runs = np.array([curve(result) for result in row.results])
+    runs = np.array([curve(result, split) for result in row.results])
     axes.plot(steps, runs.T, style, color=colour, alpha=0.2, lw=1)
     axes.plot(steps, runs.mean(0), style, color=colour, lw=2, label=label)
 
@@ -100,7 +114,8 @@ def _over_steps(
 def main(arguments: Sequence[str]) -> None:
     """Draw all figures below the folder named, from the results below it."""
     root = Path(arguments[0] if arguments else ".")
-    print(overfitting(*rex_runs(Store(root / "results")), root / "docs" / "figures" / "overfitting.svg"))
+    dense, sparse = rex_runs(Store(root / "results"))
+    print(overfitting(dense, sparse, root / "docs" / "figures" / "overfitting.svg"))
 
 
 if __name__ == "__main__":

@@ -29,8 +29,9 @@ from sparseirm.registry import one_of
 What = Literal["table2", "table3", "table4", "table7", "table8", "figure1", "figure3", "figure4", "theorem1"]
 
 LEGEND = (
-    "\nTest accuracy at the last step in percent, mean over seeds ± half its 95 % interval; the same networks\n"
-    "in training; the paper's number; whether that lies within our interval, or we are above or below."
+    "\nTest accuracy at the last step in percent, mean over seeds ± half its 95 % interval; the same\n"
+    "networks in training; the paper's number; whether that lies within our interval, or we\n"
+    "are above or below."
 )
 
 
