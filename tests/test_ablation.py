@@ -179,9 +179,10 @@ def test_a_network_is_trained_once_and_again_only_if_it_is_gone(tmp_path: Path) 
     assert again.trajectory == result.trajectory and stored.read_bytes() == before
 
 
-def test_a_network_that_another_process_trains_is_left_to_it(tmp_path: Path) -> None:
-    with Store(tmp_path).claim(TINY), pytest.raises(SettingError, match="another process is running IRM"):
-        study.trained(TINY, Store(tmp_path))
+def test_data_whose_attribute_cannot_be_exchanged_is_refused() -> None:
+    own = replace(TINY.resolved(), correlations=None)
+    with pytest.raises(SettingError, match="cannot be exchanged; choose one that is constructed"):
+        study._drawn(own, 0.5, None)
 
 
 # The command.

@@ -24,7 +24,7 @@ from sparseirm.experiments.ablation_study import (
 from sparseirm.experiments.executors import local
 from sparseirm.experiments.statistics import Figures
 from sparseirm.experiments.store import Store
-from sparseirm.experiments.sweep import sweep
+from sparseirm.experiments.sweep import pinned, sweep
 from sparseirm.experiments.tables import label, rows
 from sparseirm.experiments.theory import show
 from sparseirm.experiments.theory_tables import Sheet
@@ -81,6 +81,7 @@ def ablation(
     varied = _varied(recipe, density_methods, penalties, densities, seeds)
     for one in (*asked, *varied):
         one.resolved()
+    asked = pinned(asked, data_root)
     data = asked[0].resolved().make_data(data_root)
     with local(workers) as pool:
         read = readings(asked, Store(store), pool, probe, data_root)

@@ -148,8 +148,8 @@ def reading(recipe: Recipe, root: Path, probe: Probe, data_root: str | None = No
         SettingError: as in `readings`.
     """
     recipe = recipe.resolved()
-    result, folder = trained(recipe, Store(root), data_root)
     blind = _drawn(recipe, None, data_root)
+    result, folder = trained(recipe, Store(root), data_root)
     module = load_model(folder, blind)
     learn, fresh = (_represented(module, part) for part in (blind.train, _test(blind)))
     seen, unseen = read_attribute(learn, fresh, probe, seed_of(recipe.seed, "probe"))
@@ -183,18 +183,12 @@ def trained(recipe: Recipe, store: Store, data_root: str | None = None) -> tuple
         The result, and a folder for `load_model`.
 
     Raises:
-        SettingError: if the run cannot be carried out, or another process has it.
+        SettingError: if the run cannot be carried out, or another process is at it.
     """
     folder = store.root / "models" / recipe.key
-    with store.claim(recipe) as mine:
-        if mine is None:
-            raise SettingError(
-                f"another process is running {label(recipe)}, seed {recipe.seed}; start again after it."
-            )
-        result = run(recipe, data_root=data_root, out=folder, resume=True)
-        if store.get(recipe) is None:
-            store.put(result)
-        store.clear(recipe)
+    result = run(recipe, data_root=data_root, out=folder, resume=True)
+    if store.get(recipe) is None:
+        store.put(result)
     return result, folder
 
 
