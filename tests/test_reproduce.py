@@ -43,7 +43,7 @@ def test_what_is_missing_is_run_once_and_shown_beside_the_paper(
     runs = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").iterdir()}
     assert len(runs) == 12
     shown = capsys.readouterr().out
-    assert "1 of 4 cells are not available: this version has no method 'magic'" in shown
+    assert "1 of 4 cells are not available: no method is named 'magic'" in shown
     assert "paper 50.0" in shown and "not available" in shown and "IRM (rex), paper" in shown
     reproduce("table8", seeds=(0, 1), settings=("ours", "paper"), store=tmp_path)
     assert runs == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").iterdir()}

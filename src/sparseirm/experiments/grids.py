@@ -5,14 +5,11 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from importlib.resources import files
 from typing import Any
 
 from sparseirm.core import SettingError
-from sparseirm.data import DATASETS
-from sparseirm.methods import METHODS
-from sparseirm.models import MODELS
 from sparseirm.recipe import Recipe
 from sparseirm.registry import one_of
 
@@ -46,16 +43,13 @@ class Cell:
     train: float | None = None
     spread: float | None = None
 
-    @property
+    @cached_property
     def missing(self) -> str | None:
         """Why this version cannot run the cell, or None if it can."""
-        for kind, name, known in (
-            ("method", self.method.lower(), METHODS),
-            ("data set", self.data, DATASETS),
-            ("model", self.model, MODELS),
-        ):
-            if name not in known:
-                return f"this version has no {kind} {name!r}"
+        try:
+            self.recipe().resolved()
+        except SettingError as error:
+            return str(error)
         return None
 
     def recipe(self, settings: str = "ours", seed: int = 0, precision: str = PRECISION) -> Recipe:
@@ -122,6 +116,7 @@ COMPUTED_ELSEWHERE = {"table4": "ablation", "figure4": "ablation", "theorem1": "
 
 def select(
     name: str,
+    data: Sequence[str] | None = None,
     widths: Sequence[int] | None = None,
     methods: Sequence[str] | None = None,
     penalties: Sequence[str] | None = None,
@@ -130,6 +125,7 @@ def select(
 
     Args:
         name: one of `GRIDS`.
+        data: data sets to keep; all by default.
         widths: widths to keep; all by default.
         methods: methods to keep, in any case; all by default.
         penalties: penalties to keep, of the methods that have one; all by default.
@@ -138,10 +134,11 @@ def select(
         The cells, in the paper's order.
 
     Raises:
-        SettingError: if a width, method or penalty does not occur, or no cell has all of them.
+        SettingError: if one of them does not occur, or no cell has all of them.
     """
     cells = GRIDS[one_of("grid", name, GRIDS)].cells
     wanted = {
+        "data": data and set(data),
         "width": widths and {str(width) for width in widths},
         "method": methods and {method.lower() for method in methods},
         "penalty": penalties and set(penalties),
@@ -178,7 +175,8 @@ def recipes(
         Recipe: one run, resolved.
 
     Example:
-        >>> runs = recipes(select("table8", [390], ["sparseirm"], ["rex"]), seeds=[0, 1])
+        >>> cells = select("table8", widths=[390], methods=["sparseirm"], penalties=["rex"])
+        >>> runs = recipes(cells, seeds=[0, 1])
         >>> [(run.data, run.width, run.penalty, run.seed) for run in runs][:2]
         [('colored_mnist', 390, 'rex', 0), ('full_colored_mnist', 390, 'rex', 0)]
     """

@@ -187,7 +187,7 @@ def _other(group: list[Result]) -> dict[str, Any]:
     settings = {name: getattr(recipe, name) for name in names}
     return {
         "name": _label(recipe),
-        "data": f"{recipe.data}, {recipe.n_train} samples, width {recipe.width}",
+        "data": f"{recipe.data}, {recipe.n_train} samples, {recipe.model} {recipe.width or ''}",
         "settings": ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None),
         "accuracy": {split: _over_seeds(group, split) for split in ("test", "train")},
         "seeds": len(group),

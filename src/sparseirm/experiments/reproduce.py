@@ -30,8 +30,7 @@ What = Literal["table2", "table3", "table4", "table7", "table8", "figure1", "fig
 
 LEGEND = (
     "\nTest accuracy at the last step in percent, mean over seeds ± half its 95 % interval; the same\n"
-    "networks in training; the paper's number; whether that lies within our interval, or we\n"
-    "are above or below."
+    "networks in training; the paper's number; is it within our interval, or are we above or below?"
 )
 
 
@@ -39,6 +38,7 @@ def reproduce(
     what: Positional[What],
     *,
     seeds: tuple[int, ...] = (0,),
+    data: tuple[str, ...] | None = None,
     widths: tuple[int, ...] | None = None,
     methods: tuple[str, ...] | None = None,
     penalties: tuple[str, ...] | None = None,
@@ -62,6 +62,7 @@ def reproduce(
     Args:
         what: which one.
         seeds: one run of every cell each.
+        data: only these data sets.
         widths: only these widths.
         methods: only these methods, as in `compare`.
         penalties: only these penalties, and methods without one.
@@ -87,7 +88,7 @@ def reproduce(
     for name, given in (("seeds", seeds), ("settings", settings)):
         if not given or len(set(given)) < len(given):
             raise SettingError(f"`{name}` must name each one once, and at least one; got {list(given)}.")
-    cells = select(what, widths, methods, penalties)
+    cells = select(what, data, widths, methods, penalties)
     wanted = [*recipes(cells, seeds, settings, precision)]
     place, console = Store(store), Console(width=None if Console().is_terminal else 140)
     _say_what_is_not_run(console, place, cells)
@@ -146,7 +147,7 @@ def _words(finding: Finding) -> str:
 def _say_what_is_not_run(console: Console, store: Store, cells: Sequence[Cell]) -> None:
     """Cells this version cannot run, and results that count for nothing, with the reason."""
     for reason, n in Counter(cell.missing for cell in cells if cell.missing).items():
-        console.print(f"{n} of {len(cells)} cells are not available: {reason}.", highlight=False)
+        console.print(f"{n} of {len(cells)} cells are not available: {reason}", highlight=False)
     outdated = len(store.outdated())
     if outdated:
         console.print(
