@@ -37,6 +37,7 @@ anything = {
     "precision": st.sampled_from(["fp32", "bf16"]),
     "eval_every": st.integers(1, 1000),
     "seed": st.integers(0, 2**62),
+    "leave_out": st.integers(0, 4),
 }
 invariant = {
     "penalty": st.sampled_from(sorted(PENALTIES)),
@@ -138,6 +139,7 @@ CHANGES: dict[str, Any] = {
     "precision": "bf16",
     "eval_every": 7,
     "seed": 1,
+    "leave_out": 1,
 }
 
 
