@@ -12,14 +12,15 @@ test: lint                    ## everything CI checks
 	$(BIN)/pytest -n 2 -m "not slow"
 
 lint: $(READY)                ## style, types, import layers, docstrings
-	$(BIN)/ruff format --check src tests examples
-	$(BIN)/ruff check src tests examples
+	$(BIN)/ruff format --check src tests examples docs
+	$(BIN)/ruff check src tests examples docs
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(VENV)/pydoclint/bin/pydoclint --quiet src
 
-tables: $(READY)              ## fill the documentation's tables from results/
+tables: $(READY)              ## the documentation's tables and figures from results/
 	$(BIN)/python -m sparseirm.experiments.pages README.md docs/*.md
+	$(BIN)/python -m sparseirm.experiments.illustrations
 
 test-slow: $(READY)           ## checks that take minutes
 	$(BIN)/pytest -n 2 -m slow

@@ -40,7 +40,9 @@ def on_files(files: Any, config: Any) -> Any:
         if path.name in ELSEWHERE or (path.suffix in FIGURES and path.parent.name != "runs"):
             files.append(File.generated(config, _uri(path), abs_src_path=str(path)))
     sections = {title: pages for section in config.nav for title, pages in section.items()}
-    for name in sorted({path.relative_to(PACKAGE).parts[0] for path in PACKAGE.rglob("*.py")} - {"__init__.py"}):
+    for name in sorted(
+        {path.relative_to(PACKAGE).parts[0] for path in PACKAGE.rglob("*.py")} - {"__init__.py"}
+    ):
         page = f"reference/{Path(name).stem}.md"
         files.append(File.generated(config, page, content=_reference(PACKAGE / name)))
         sections["Reference"].append(page)
@@ -59,7 +61,9 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     def link(found: re.Match[str]) -> str:
         target = Path(os.path.normpath(source.parent / found[2]))
         uri = _uri(target)
-        return found[1] + (os.path.relpath(uri, os.path.dirname(here) or ".") if files.get_file_from_path(uri) else found[2])
+        return found[1] + (
+            os.path.relpath(uri, os.path.dirname(here) or ".") if files.get_file_from_path(uri) else found[2]
+        )
 
     page.meta["formulas"] = formulas = []
 
@@ -80,7 +84,7 @@ def on_page_content(content: str, page: Any, config: Any, files: Any) -> str:
 
 def _uri(path: Path) -> str:
     """Where a file of the repository is on the site."""
-    inside = path.relative_to(ROOT).as_posix()
+    inside = Path(os.path.relpath(path, ROOT)).as_posix()
     return "index.md" if inside == "README.md" else inside.removeprefix("docs/")
 
 
@@ -93,10 +97,10 @@ def _reference(path: Path) -> str:
 
 
 WORDS = {
-    "lambda": r"\lambda ", "sum": r"\sum ", "tau": r"\tau ", "sqrt": r"\sqrt ", "ln": r"\ln ", "exp": r"\exp ",
-    "log": r"\log ", "max": r"\max ", "min": r"\min ", "inf": r"\infty ", "delta": r"\delta ",
-    "beta": r"\beta ", "gamma": r"\gamma ", "alpha": r"\alpha ", "eps": r"\varepsilon ", "o": r"\circ ",
-}  # fmt: skip
+    **{name: rf"\{name} " for name in ("lambda", "sum", "tau", "sqrt", "ln", "exp", "log", "max", "min")},
+    **{name: rf"\{name} " for name in ("delta", "beta", "gamma", "alpha")},
+    **{"inf": r"\infty ", "eps": r"\varepsilon ", "o": r"\circ "},
+}
 TOKENS = re.compile(
     r"(?P<power>\*\*(?:\((?P<group>[^()]*)\)|(?P<single>-?\w+)))|(?P<sub>_(?P<index>\w+))|(?P<word>[A-Za-z]+)"
     r"|(?P<sign><=|>=|->|!=|\*|~|'|%|&|\||<|>)|(?P<rest>.)",
@@ -108,7 +112,9 @@ SIGNS |= {"%": r"\% ", "&": r"\& ", "|": "|", "<": "<", ">": ">"}
 
 def _typeset(text: str) -> str | None:
     """A formula of a docstring as MathML, or None for what is code."""
-    if not re.search(r"[\w)]\*\*|\bsum_|\w_e\b| ~ |\bd/d|dL/d|^J = ", text) or re.search(r"[\"\[\]{}]|\w\.\w|::|__", text):
+    if not re.search(r"[\w)]\*\*|\bsum_|\w_e\b| ~ |\bd/d|dL/d|^J = ", text) or re.search(
+        r"[\"\[\]{}]|\w\.\w|::|__", text
+    ):
         return None
     return convert("".join(_tex(found) for found in TOKENS.finditer(text)))
 

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from sparseirm.core import SettingError
 from sparseirm.experiments.store import Store
 from sparseirm.experiments.tables import Row, rows
+from sparseirm.files import canonical, digest
 from sparseirm.runs import Result
 
 DENSE, SPARSE = "#d1495b", "#00798c"
@@ -92,8 +93,14 @@ def overfitting(dense: Row, sparse: Row, path: Path) -> Path:
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False, fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
+    about = {"Date": None, "Description": origin((*dense.results, *sparse.results))}
+    figure.savefig(path, dpi=150, metadata=about if path.suffix == ".svg" else None)
     return path
+
+
+def origin(results: Sequence[Result]) -> str:
+    """What a figure says about the results it shows, so that one can see when it is outdated."""
+    return "drawn from results " + digest(canonical([result.to_json() for result in results]).encode())[:16]
 
 
 def _over_steps(
