@@ -139,7 +139,6 @@ CHANGES: dict[str, Any] = {
     "precision": "bf16",
     "eval_every": 7,
     "seed": 1,
-    "leave_out": 1,
 }
 
 
