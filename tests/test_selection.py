@@ -1,13 +1,15 @@
 """Rules that choose a step, on trajectories made by hand."""
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from sparseirm import Recipe, run
+from sparseirm import Recipe, cli, run
 from sparseirm.cli import compare
 from sparseirm.core import SettingError
 from sparseirm.data import colored_mnist
@@ -137,10 +139,22 @@ def test_leaving_nothing_out_changes_no_key() -> None:
     assert replace(THREE, leave_out=0).key != THREE.key
 
 
-def test_compare_shows_the_rules_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_compare_shows_the_rules_side_by_side(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "local", lambda workers: nullcontext(ThreadPoolExecutor(1)))
     recipe = replace(THREE, method="sparseirm")
-    compare(recipe, methods=("erm",), seeds=(0,), store=tmp_path / "s", out=tmp_path, workers=1, rules=True)
+    compare(recipe, methods=("erm",), seeds=(0,), store=tmp_path / "s", out=tmp_path, rules=True)
     assert len([*(tmp_path / "s" / "runs").iterdir()]) == 4
     text = (tmp_path / "compare.md").read_text()
     assert "oracle (upper bound, not a result)" in text and "| - |" not in text
     assert "leave_one_env_out" in capsys.readouterr().out
+
+
+def test_compare_says_why_a_rule_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "local", lambda workers: nullcontext(ThreadPoolExecutor(1)))
+    recipe = replace(THREE, method="sparseirm", correlations=None)
+    compare(recipe, methods=("erm",), seeds=(0,), store=tmp_path / "s", out=tmp_path, rules=True)
+    text = (tmp_path / "compare.md").read_text()
+    assert "| - |" in text and "leave_one_env_out needs three or more training environments" in text
+    assert len([*(tmp_path / "s" / "runs").iterdir()]) == 1

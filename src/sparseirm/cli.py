@@ -133,17 +133,19 @@ def compare(
     recipes = variants(recipe, methods, penalties, sparsifiers, densities, seeds)
     with reporter(Store(store)) as shown, local(workers) as pool:
         found = sweep(recipes, Store(store), pool, data_root, shown.on_done, watch=shown.watch)
-        further = rounds(filter(None, found)) if rules else []
-        sweep(further, Store(store), pool, data_root, shown.on_done, watch=shown.watch)
+        if rules and (further := rounds(filter(None, found))):
+            sweep(further, Store(store), pool, data_root, shown.on_done, watch=shown.watch)
     table = rows(found)
     if not table:
         raise SettingError(f"no run finished; the reasons are in {store / 'failed'}.")
     Console(width=100).print(_table(table), *notes(table), sep="\n")
     text = markdown(table)
     if rules:
-        headings, lines = by_rule((row.label, side_by_side(row.results, Store(store).get)) for row in table)
-        Console(width=120).print(_plain_table(headings, lines))
-        text += f"\n{markdown_table(headings, lines)}"
+        chosen = [(row.label, side_by_side(row.results, Store(store).get)) for row in table]
+        headings, lines = by_rule(chosen)
+        refusals = sorted({f"{one.refusal}\n" for _, each in chosen for one in each if one.refusal})
+        Console(width=120).print(_plain_table(headings, lines), *refusals, sep="\n", highlight=False)
+        text += "\n".join(["", markdown_table(headings, lines), *refusals])
     write_bytes(out / "compare.md", text.encode())
     figure = comparison(table, f"{recipe.data}: seen and unseen environments", out / "compare.svg")
     print(f"figure: {figure}, table: {out / 'compare.md'}")
