@@ -16,9 +16,9 @@ from mkdocs.structure.files import File
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "sparseirm"
 ELSEWHERE = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "CITATION.cff", "LICENSE"]
-FIGURES = (".md", ".svg", ".png", ".csv", ".json", ".txt")
 
 LINK = re.compile(r"(\]\()((?!https?:|#|mailto:)[^)#\s]+)")
+WHOLE_LINK = re.compile(r"\[([^][]+)\]\(((?!https?:|#|mailto:)[^)#\s]+)\)")
 CODE = re.compile(r"(```.*?```|`[^`\n]*`)", re.DOTALL)
 TEX = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+)\$", re.DOTALL)
 SPAN = re.compile(r"<code>([^<]*)</code>")
@@ -35,17 +35,22 @@ class Examples(griffe.Extension):
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Add pages from elsewhere and the reference; put every page into the navigation."""
-    for path in (*(ROOT / name for name in ELSEWHERE), *sorted((ROOT / "results").rglob("*"))):
-        if path.name in ELSEWHERE or (path.suffix in FIGURES and path.parent.name != "runs"):
-            files.append(File.generated(config, _uri(path), abs_src_path=str(path)))
+    """Add pages from elsewhere, what they link to, and the reference; all pages go into the navigation."""
+    queue = [ROOT / name for name in ELSEWHERE]
+    for path in queue:
+        files.append(File.generated(config, _uri(path), abs_src_path=str(path)))
+    queue += sorted((ROOT / "docs").glob("*.md"))
+    for page in queue:
+        for target in _linked(page):
+            if files.get_file_from_path(_uri(target)) is None:
+                files.append(File.generated(config, _uri(target), abs_src_path=str(target)))
+                queue.append(target)
     sections = {title: pages for section in config.nav for title, pages in section.items()}
-    for name in sorted(
-        {path.relative_to(PACKAGE).parts[0] for path in PACKAGE.rglob("*.py")} - {"__init__.py"}
-    ):
-        page = f"reference/{Path(name).stem}.md"
-        files.append(File.generated(config, page, content=_reference(PACKAGE / name)))
-        sections["Reference"].append(page)
+    modules = {path.relative_to(PACKAGE).parts[0] for path in PACKAGE.rglob("*.py")}
+    for name in sorted(modules - {"__init__.py"}):
+        uri = f"reference/{Path(name).stem}.md"
+        files.append(File.generated(config, uri, content=_reference(PACKAGE / name)))
+        sections["Reference"].append(uri)
     named = {page for pages in sections.values() for page in pages}
     sections["How to"] += sorted(f.src_uri for f in files.documentation_pages() if f.src_uri not in named)
     return files
@@ -53,17 +58,16 @@ def on_files(files: Any, config: Any) -> Any:
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """Turn the repository's links into the site's, and formulas between dollars into MathML."""
-    source, here = ROOT / "docs" / page.file.src_uri, page.file.src_uri
-    for path in (ROOT / name for name in ELSEWHERE):
-        source = path if _uri(path) == here else source
-    source = ROOT / here if here.startswith("results/") else source
+    here = page.file.src_uri
+    folder = _source(here).parent
 
-    def link(found: re.Match[str]) -> str:
-        target = Path(os.path.normpath(source.parent / found[2]))
-        uri = _uri(target)
-        return found[1] + (
-            os.path.relpath(uri, os.path.dirname(here) or ".") if files.get_file_from_path(uri) else found[2]
-        )
+    def text_of_folders(found: re.Match[str]) -> str:
+        return found[1] if (folder / found[2]).is_dir() else found[0]
+
+    def on_the_site(found: re.Match[str]) -> str:
+        uri = _uri(folder / found[2])
+        there = os.path.relpath(uri, os.path.dirname(here) or ".")
+        return found[1] + (there if files.get_file_from_path(uri) else found[2])
 
     page.meta["formulas"] = formulas = []
 
@@ -71,7 +75,8 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
         formulas.append(convert(found[1] or found[2], display="block" if found[1] else "inline"))
         return f"@@{len(formulas) - 1}@@"
 
-    pieces = CODE.split(LINK.sub(link, markdown))
+    linked = LINK.sub(on_the_site, WHOLE_LINK.sub(text_of_folders, markdown))
+    pieces = CODE.split(linked)
     return "".join(piece if at % 2 else TEX.sub(formula, piece) for at, piece in enumerate(pieces))
 
 
@@ -82,10 +87,24 @@ def on_page_content(content: str, page: Any, config: Any, files: Any) -> str:
     return re.sub(r"@@(\d+)@@", lambda found: page.meta["formulas"][int(found[1])], content)
 
 
+def _linked(page: Path) -> list[Path]:
+    """The files of the repository that a page links to."""
+    if page.suffix != ".md":
+        return []
+    targets = [Path(os.path.normpath(page.parent / found[2])) for found in LINK.finditer(page.read_text())]
+    return [target for target in targets if target.is_file() and target.is_relative_to(ROOT)]
+
+
 def _uri(path: Path) -> str:
     """Where a file of the repository is on the site."""
     inside = Path(os.path.relpath(path, ROOT)).as_posix()
     return "index.md" if inside == "README.md" else inside.removeprefix("docs/")
+
+
+def _source(uri: str) -> Path:
+    """Where a page of the site is in the repository."""
+    inside = ROOT / "docs" / uri
+    return inside if inside.exists() else ROOT / ("README.md" if uri == "index.md" else uri)
 
 
 def _reference(path: Path) -> str:
