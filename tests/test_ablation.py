@@ -254,6 +254,22 @@ def test_the_command_writes_tables_figure_and_numbers(
 
 
 @pytest.mark.usefixtures("here")
+def test_a_setting_of_one_method_does_not_stop_the_others(tmp_path: Path) -> None:
+    report = command.ablation(
+        replace(TINY, method="sparseirm", stage_lengths=(0.5, 0.5, 1)),
+        methods=("mrm",),
+        seeds=(0,),
+        densities=(0.5,),
+        probe=Probe(steps=5),
+        store=tmp_path,
+        out=tmp_path,
+    )
+    assert [budget.label for budget in report.budgets] == ["SparseIRM (irmv1)"]
+    steps = {result.recipe.method: result.trajectory[-1].step for result in Store(tmp_path).all()}
+    assert steps == {"mrm": 8, "sparseirm": 4}
+
+
+@pytest.mark.usefixtures("here")
 def test_the_numbers_are_the_same_again(tmp_path: Path) -> None:
     def once(out: Path) -> dict[str, object]:
         command.ablation(
@@ -278,6 +294,8 @@ def test_the_numbers_are_the_same_again(tmp_path: Path) -> None:
         (["--method", "irm"], "give `methods`"),
         (["--methods", "magic"], "no method is named 'magic'"),
         (["--density-methods", "irm"], "`density_methods` must be sparse; 'irm' keeps every weight"),
+        (["--densities", "--density-methods", "mrm"], "`density_methods` has no effect without `densities`"),
+        (["--density-methods", "mrm", "mrm"], "`density_methods` must name each one once"),
         (["--densities", "5"], "`density` must be in (0, 1]"),
         (["--densities", "0.1", "0.1"], "`densities` must name each one once"),
         (["--probe.width", "0"], "`width` of the probe must be at least 1"),

@@ -35,6 +35,7 @@ from sparseirm.recipe import Recipe
 from sparseirm.registry import lookup
 
 PROBE = Probe()
+DENSITY_METHODS = ("sparseirm",)
 
 
 def ablation(
@@ -44,7 +45,7 @@ def ablation(
     penalties: tuple[str, ...] = ("irmv1",),
     seeds: tuple[int, ...] = (0, 1, 2),
     densities: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0),
-    density_methods: tuple[str, ...] = ("sparseirm",),
+    density_methods: tuple[str, ...] = DENSITY_METHODS,
     probe: Probe = PROBE,
     data_root: str | None = None,
     store: Path = Path("results"),
@@ -105,16 +106,25 @@ def _varied(
     densities: Sequence[float],
     seeds: Sequence[int],
 ) -> list[Recipe]:
-    """The recipe at every density, whatever its own budget; nothing without densities."""
+    """The recipe at every density, whatever its own budget, with what each method has a use for."""
     if not densities:
+        if tuple(methods) != DENSITY_METHODS:
+            raise SettingError("`density_methods` has no effect without `densities`. Leave it out.")
         return []
+    if not methods or len(set(methods)) < len(methods):
+        raise SettingError(
+            f"`density_methods` must name each one once, and at least one; got {list(methods)}."
+        )
+    recipes = []
     for method in methods:
         if not lookup("method", METHODS, method).sparse:
             raise SettingError(
                 f"`density_methods` must be sparse; {method!r} keeps every weight. Leave it out."
             )
-    free = replace(recipe, density=None, budget=None, weights_per_sample=None)
-    return variants(free, methods, penalties, densities=densities, seeds=seeds)
+        own = replace(recipe.adapted(method), method=DEFAULT.method, penalty=DEFAULT.penalty)
+        free = replace(own, density=None, budget=None, weights_per_sample=None)
+        recipes += variants(free, [method], penalties, densities=densities, seeds=seeds)
+    return recipes
 
 
 def _complain(recipe: Recipe, failure: str | None) -> None:
