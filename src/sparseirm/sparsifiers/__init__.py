@@ -11,6 +11,7 @@ from sparseirm.sparsifiers.fixed import RandomMask as RandomMask
 from sparseirm.sparsifiers.gmp import GradualMagnitude as GradualMagnitude
 from sparseirm.sparsifiers.group_magnitude import GroupMagnitude as GroupMagnitude
 from sparseirm.sparsifiers.l0 import HardConcrete as HardConcrete
+from sparseirm.sparsifiers.modular import ModularMask as ModularMask
 from sparseirm.sparsifiers.probmask import ProbMask as ProbMask
 from sparseirm.sparsifiers.projection import project as project
 from sparseirm.sparsifiers.projection import top_k as top_k
@@ -26,6 +27,7 @@ SPARSIFIERS: dict[str, Callable[..., Sparsifier]] = {
     "topk": EdgePopup,
     "gmp": GradualMagnitude,
     "l0": HardConcrete,
+    "modular": ModularMask,
     "str": SoftThreshold,
     "set": SET,
     "rigl": RigL,

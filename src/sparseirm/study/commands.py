@@ -17,7 +17,7 @@ from rich.table import Table
 
 from sparseirm.core import SettingError
 from sparseirm.estimator import SparseIRMClassifier, load
-from sparseirm.experiments.sweep import local
+from sparseirm.experiments.executors import local
 from sparseirm.files import write_bytes, write_json
 from sparseirm.runs import environment
 from sparseirm.study.choice import EnvScore
