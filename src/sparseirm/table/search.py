@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-STRICTNESS = 30.0
+STRICTNESS = 100.0
 """What one nat of disagreement between environments costs, in nats of log risk."""
 
 CAUTION = 1.0
