@@ -14,11 +14,13 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from sparseirm.core import SettingError
 from sparseirm.estimator import SparseIRMClassifier, load
 from sparseirm.experiments.executors import local
 from sparseirm.files import write_bytes, write_json
+from sparseirm.monitor import counted, listed
 from sparseirm.runs import environment
 from sparseirm.study.choice import EnvScore
 from sparseirm.study.comparison import candidates, folds
@@ -88,7 +90,7 @@ def fit(
     problem = build_problem(frame, target, env, test_env, task, drop, categorical)
     del frame
     tried = candidates(sum(column.used for column in problem.columns), columns, steps)
-    console = Console(width=100, highlight=False)
+    console = Console(width=100, highlight=False, markup=False)
     _say_problem(console, problem, data)
     parts = folds(problem, seeds, rows)
     with _claimed(out), local(workers) as pool:
@@ -145,8 +147,8 @@ def predict(
     absent = [column.name for column in needed if column.name not in frame.columns]
     if absent:
         raise SettingError(
-            f"{data} lacks the column{'s'[: len(absent) != 1]} {', '.join(map(repr, absent))}, which the model "
-            "was trained with. Add it, left empty where unknown."
+            f"{data} lacks {counted(len(absent), 'column')} the model was trained with: "
+            f"{listed([repr(name) for name in absent])}. Add what is missing, left empty where unknown."
         )
     extra = [name for name in frame.columns if name not in names]
     if extra:
@@ -222,17 +224,17 @@ def _say_problem(console: Console, problem: Problem, data: Path) -> None:
     for kind, words in (("number", "numbers"), ("category", "categories"), ("date", "dates")):
         names = [column.name for column in problem.columns if column.kind == kind]
         if names:
-            console.print(f"  {len(names)} {words}: {_listed(names)}")
+            console.print(f"  {len(names)} {words}: {listed(names)}")
     for column in problem.columns:
         if not column.used:
             console.print(f"  left out: {column.name} ({column.note})")
     counts = np.bincount(problem.env, minlength=len(problem.names))
     told = [f"{name} ({count})" for name, count in zip(problem.names, counts, strict=True)]
     console.print(
-        f"Environments {problem.env_column!r}, for training: {_listed(told[: problem.n_train_envs])}"
+        f"Environments {problem.env_column!r}, for training: {listed(told[: problem.n_train_envs])}"
     )
     if len(problem.testing):
-        console.print(f"  for the test only: {_listed(told[problem.n_train_envs :])}")
+        console.print(f"  for the test only: {listed(told[problem.n_train_envs :])}")
 
 
 def _say_study(console: Console, study: Study, out: Path) -> None:
@@ -251,10 +253,11 @@ def _say_study(console: Console, study: Study, out: Path) -> None:
     console.print(shown)
     for verdict in sorted({verdict.verdict for verdict in study.verdicts}):
         names = [one.column for one in study.verdicts if one.verdict == verdict]
-        console.print(f"{verdict}: {_listed(names, 30)}")
+        console.print(f"{verdict}: {listed(names, 30)}")
     colours = {"good": "green", "note": "blue", "warning": "yellow", "problem": "red"}
     for finding in study.findings:
-        console.print(f"[{colours[finding.severity]}]{finding.severity}[/]: {finding.seen} {finding.do}")
+        told = f": {finding.seen} {finding.do}".removesuffix(" Nothing.")
+        console.print(Text.assemble((finding.severity, colours[finding.severity]), told))
     console.print(f"model and {RESULT}: {out} ({study.seconds:.0f} s)", soft_wrap=True)
 
 
@@ -273,9 +276,5 @@ def _say_new_values(frame: pd.DataFrame, columns: Sequence[Any]) -> None:
             new = sorted(set(text) - set(column.levels))
             if new:
                 rows = int(np.isin(text, new).sum())
-                print(f"column {column.name!r}: {rows} rows with values not seen in training: {_listed(new)}")
+                print(f"column {column.name!r}: {rows} rows with values not seen in training: {listed(new)}")
 
-
-def _listed(names: Sequence[str], most: int = 12) -> str:
-    shown = ", ".join(names[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
