@@ -487,11 +487,7 @@ def _is_frame(X: Any) -> bool:
 
 
 def _with_text_names(frame: Any) -> Any:
-    names = [str(name) for name in frame.columns]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise SettingError(f"X has more than one column named {twice!r}; rename them.")
-    return frame.set_axis(names, axis=1)
+    return frame.set_axis([str(name) for name in frame.columns], axis=1)
 
 
 def _dense(found: Any) -> NDArray[np.float64]:
