@@ -23,6 +23,7 @@ from sparseirm.runs import environment
 from sparseirm.study.choice import EnvScore
 from sparseirm.study.comparison import candidates, folds
 from sparseirm.study.problem import Problem, build_problem
+from sparseirm.study.report import page
 from sparseirm.study.result import as_result
 from sparseirm.study.study import Study, conduct
 from sparseirm.table.columns import OTHER, as_text
@@ -32,7 +33,7 @@ from sparseirm.training.loop import Record
 if TYPE_CHECKING:
     import pandas as pd
 
-RESULT = "result.json"
+RESULT, REPORT = "result.json", "report.html"
 
 
 def fit(
@@ -58,7 +59,8 @@ def fit(
 
     Says what it takes each column for, compares plain training (ERM), IRM and SparseIRM by leaving out one
     environment after the other, takes one by a rule that never sees `--test-env`, says which columns are
-    stable and which look spurious, and writes the model and ``result.json`` to ``--out``.
+    stable and which look spurious, and writes the model, ``result.json`` and a page to read,
+    ``report.html``, to ``--out``.
 
     Example: sparseirm fit patients.csv --target relapse --env hospital --test-env Ulm --out out/relapse
 
@@ -99,9 +101,11 @@ def fit(
                 on_step(completed=record.step, total=steps)
 
             study = conduct(problem, tried, parts, pool, method, lambda: on_fit(advance=1), after_step)
-        settings = _settings(data, test_env, task, method, drop, categorical, seeds, steps, rows)
+        settings = _settings(data, test_env, task, method, drop, categorical, seeds, steps, rows, str(out))
         study.model.save(out)
-        write_json(out / RESULT, as_result(study, settings, environment(torch.device("cpu"))))
+        result = as_result(study, settings, environment(torch.device("cpu")))
+        write_json(out / RESULT, result)
+        write_bytes(out / REPORT, page(result))
     _say_study(console, study, out)
     return study
 
@@ -197,7 +201,7 @@ def _claimed(out: Path) -> Iterator[None]:
 
 
 def _settings(data: Path, *given: Any) -> dict[str, Any]:
-    names = ("test_env", "task", "method", "drop", "categorical", "seeds", "steps", "rows")
+    names = ("test_env", "task", "method", "drop", "categorical", "seeds", "steps", "rows", "out")
     return {"data": data.name, **dict(zip(names, given, strict=True))}
 
 
@@ -256,6 +260,7 @@ def _say_study(console: Console, study: Study, out: Path) -> None:
     for finding in study.findings:
         console.print(f"[{colours[finding.severity]}]{finding.severity}[/]: {finding.seen} {finding.do}")
     console.print(f"model and {RESULT}: {out} ({study.seconds:.0f} s)", soft_wrap=True)
+    console.print(f"to read: {out / REPORT}", soft_wrap=True)
 
 
 def _mean_and_worst(scores: Sequence[EnvScore]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sparseirm.study.assessment import Assessment
+from sparseirm.study.assessment import Assessment, Seen
 from sparseirm.study.choice import LEAST_SKILL, MOST_DISAGREEMENT, MOST_UNEVEN
 from sparseirm.study.problem import Problem
 from sparseirm.study.study import Study
@@ -37,7 +37,7 @@ def as_result(study: Study, settings: dict[str, Any], machine: dict[str, Any]) -
         "findings": [asdict(finding) for finding in study.findings],
         "comparison": _comparison(study),
         "columns": {"by": study.witness.name, "verdicts": [asdict(verdict) for verdict in study.verdicts]},
-        "calibration": {name: _calibration(study.found, name) for name in {"erm": 0, taken.name: 0}},
+        "calibration": {name: calibration(study.found, name) for name in {"erm": 0, taken.name: 0}},
         "model": _model(study),
         "seconds": study.seconds,
         "environment": machine,
@@ -95,17 +95,29 @@ def _comparison(study: Study) -> dict[str, Any]:
     }
 
 
-def _calibration(found: Sequence[Assessment], name: str) -> dict[str, list[dict[str, float]]]:
-    """By training environment the bins that hold fresh rows: how many, what was predicted, what came true.
+def calibration(found: Sequence[Assessment], name: str) -> dict[str, dict[str, list[dict[str, float]]]]:
+    """How far the predictions of a candidate came true, on ``held_out`` environments and on ``fresh`` rows.
 
-    Predicted is the probability of the predicted class, or the standardised target; what came true is the
-    share of hits, or the standardised target.
+    Args:
+        found: all assessments.
+        name: name of the candidate.
+
+    Returns:
+        By kind and environment the bins that hold rows: how many, what was predicted, and what came true.
+        Predicted is the probability of the predicted class, or the standardised target; what came true is
+        the share of hits, or the standardised target.
     """
+    mine = [one for one in found if one.candidate == name]
+    return {
+        kind: _bins([seen for one in mine if one.kind == kind.replace("_", " ") for seen in one.seen])
+        for kind in ("held_out", "fresh")
+    }
+
+
+def _bins(found: Sequence[Seen]) -> dict[str, list[dict[str, float]]]:
     sums: dict[str, Any] = {}
-    for one in found:
-        if one.candidate == name and one.kind == "fresh":
-            for seen in one.seen:
-                sums[seen.env] = sums.get(seen.env, 0) + np.array(seen.bins)
+    for seen in found:
+        sums[seen.env] = sums.get(seen.env, 0) + np.array(seen.bins)
     return {
         env: [
             {"rows": rows, "predicted": told / rows, "true": came / rows}
