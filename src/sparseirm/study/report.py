@@ -57,7 +57,8 @@ def page(result: Plain) -> bytes:
         columns=_columns(result),
         witness=_named(result, result["columns"]["by"])["label"] if result["columns"] else "",
         inputs=[
-            (one["name"], one["kind"], f"{one['missing']:.1%}", one["note"]) for one in result["data"]["columns"]
+            (one["name"], one["kind"], f"{one['missing']:.1%}", one["note"])
+            for one in result["data"]["columns"]
         ],
         calibration=_calibration(result),
         stages=_stages(result["findings"]),
@@ -94,7 +95,9 @@ def headline(result: Plain) -> Headline:
         return Headline("odd", f"{taken['label']} is steadier, but ERM scores higher here", words)
     if erm["invariant"]:
         return Headline("odd", f"ERM is as good here as {taken['label']}", words)
-    return Headline("good", f"{taken['label']} is the safer choice; ERM scores as high here", words)
+    return Headline(
+        "good", f"{taken['label']} is the safer choice; within noise, ERM scores as high here", words
+    )
 
 
 def _gain(result: Plain) -> tuple[float, float]:
@@ -135,7 +138,9 @@ def _cards(result: Plain) -> list[tuple[str, str]]:
         worst = min(scores, key=lambda part: float(part["score"]))
         cards.append((f"{mean:.3g}", f"{one['label']}: mean {score} on {where}"))
         cards.append((f"{worst['score']:.3g}", f"its worst of them: {worst['env']}"))
-    cards += [(f"{one['score']:.3g}", f"in test environment {one['env']}") for one in taken["tested"][:2]]
+    for one, other in list(zip(taken["tested"], erm["tested"], strict=True))[:2]:
+        rest = "" if taken is erm else f" (ERM {other['score']:.3g})"
+        cards.append((f"{one['score']:.3g}", f"in test environment {one['env']}{rest}"))
     kept = sum(weight > 0 for weight in result["model"].get("columns", {}).values())
     if kept:
         cards.append((f"{kept} of {len(result['model']['columns'])}", "input columns kept by the model"))
@@ -145,10 +150,11 @@ def _cards(result: Plain) -> list[tuple[str, str]]:
 
 
 def _shown(result: Plain) -> list[Plain]:
-    """The candidates in the panels: ERM, IRM, SparseIRM, the one taken, and ERM's rival."""
+    """The four candidates that matter most: ERM, the one taken, their rival, the sparse one, then others."""
     compared = result["comparison"]
-    wanted = {"erm", "irm", compared["taken"], compared["against_erm"]["candidate"]}
-    wanted |= {"sparseirm"} if len(wanted) < 4 else set()
+    sparse = [result["columns"]["by"]] if result["columns"] else []
+    first = ["erm", compared["taken"], compared["against_erm"]["candidate"], *sparse]
+    wanted = list(dict.fromkeys([*first, *(one["name"] for one in compared["candidates"])]))[:4]
     return [one for one in compared["candidates"] if one["name"] in wanted]
 
 
@@ -170,10 +176,11 @@ def _groups(result: Plain, shown: Sequence[Plain]) -> list[Plain]:
             for at, env in enumerate(names)
         ]
         if panels:
-            groups.append(
-                {"title": title, "note": note, "panels": panels[:MOST_PANELS], "rest": panels[MOST_PANELS:]}
-            )
-    return [{**group, "low": low, "high": high} for group in groups]
+            folded = part == "fresh" and len(groups) > 0
+            ends = {"low": low, "high": high, "folded": folded}
+            parts = {"panels": panels[:MOST_PANELS], "rest": panels[MOST_PANELS:]}
+            groups.append({"title": title, "note": note, **parts, **ends})
+    return groups
 
 
 def _lines(shown: Sequence[Plain], part: str, at: int, low: float, high: float) -> list[Plain]:
@@ -226,12 +233,19 @@ def _columns(result: Plain) -> list[Plain]:
         return []
     verdicts = result["columns"]["verdicts"]
     rises = [
-        abs(rise) for one in verdicts for part in ("importance", "erm_importance") for rise in one[part].values()
+        abs(rise)
+        for one in verdicts
+        for part in ("importance", "erm_importance")
+        for rise in one[part].values()
     ]
     most = max(rises, default=0) or 1
     words = {
         STABLE: ("good", "Stable", "kept, used in every environment, and related to the target alike in all"),
-        SPURIOUS: ("bad", "Spurious-looking", "ERM uses them, but what they say changes between environments"),
+        SPURIOUS: (
+            "bad",
+            "Spurious-looking",
+            "ERM uses them, but what they say changes between environments",
+        ),
         DOUBTFUL: ("odd", "Doubtful", "the evidence is mixed"),
         UNUSED: ("soft", "Unused", "no model needs them"),
     }
