@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, as_completed
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sparseirm.core import SettingError
+from sparseirm.core import NonFiniteError, SettingError
 from sparseirm.study.assessment import Assessment, Candidate, Sample, assess
 from sparseirm.study.problem import Problem
 
@@ -144,6 +145,22 @@ def compare_candidates(
             test = tests if part.kind == "fresh" else None
             arguments = (candidate, bool(problem.classes), part.kind, part.seed, train, fresh, test)
             jobs.append((candidate, executor.submit(assess, *arguments)))
+    return gathered(jobs, on_done)
+
+
+def gathered(jobs: Sequence[tuple[Candidate, Future[Any]]], on_done: Callable[[], None]) -> list[Any]:
+    """What jobs returned, in their order, once all are done or one has failed.
+
+    Args:
+        jobs: candidates with their jobs.
+        on_done: called after every job.
+
+    Returns:
+        The results.
+
+    Raises:
+        SettingError: if one fails; the message names candidate and reason.
+    """
     for future in as_completed([job for _, job in jobs]):
         on_done()
         if future.exception() is not None:
@@ -156,7 +173,7 @@ def compare_candidates(
             raise SettingError(
                 "a process died, perhaps for want of memory; lower `rows` or `workers`."
             ) from None
-        except ValueError as error:
+        except (ValueError, NonFiniteError) as error:
             raise SettingError(f"{candidate.label} could not be fitted: {error}") from None
     return found
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from sparseirm.study.assessment import Assessment, Seen
-from sparseirm.study.choice import LEAST_SKILL, MOST_DISAGREEMENT, MOST_UNEVEN
+from sparseirm.study.choice import LEAST_SKILL, MOST_DISAGREEMENT, MOST_UNEVEN, Choice, Standing
 from sparseirm.study.problem import Problem
 from sparseirm.study.study import Study
 
@@ -35,15 +35,14 @@ def as_result(study: Study, settings: dict[str, Any], machine: dict[str, Any]) -
         "settings": settings,
         "data": _data(study.problem),
         "findings": [asdict(finding) for finding in study.findings],
-        "comparison": _comparison(study),
+        "comparison": comparison(study.choice, study.table, "accuracy" if study.problem.classes else "R2"),
         "columns": {"by": study.witness.name, "verdicts": [asdict(verdict) for verdict in study.verdicts]},
         "calibration": {name: calibration(study.found, name) for name in {"erm": 0, taken.name: 0}},
         "model": _model(study),
         "seconds": study.seconds,
         "environment": machine,
     }
-    plain: dict[str, Any] = _spelled(payload)
-    return plain
+    return spelled(payload)
 
 
 def _data(problem: Problem) -> dict[str, Any]:
@@ -71,10 +70,19 @@ def _environment(problem: Problem, e: int) -> dict[str, Any]:
     return {"name": problem.names[e], "role": role, "rows": int(rows.sum()), **told}
 
 
-def _comparison(study: Study) -> dict[str, Any]:
-    choice = study.choice
+def comparison(choice: Choice, table: Sequence[Standing], score: str) -> dict[str, Any]:
+    """Every candidate in every environment, the rule, and what it took.
+
+    Args:
+        choice: what was taken.
+        table: how each candidate did.
+        score: what scores are: accuracy or R2.
+
+    Returns:
+        Plain data.
+    """
     return {
-        "score": "R2" if not study.problem.classes else "accuracy",
+        "score": score,
         "rule": {
             "most_uneven": MOST_UNEVEN,
             "most_disagreement": MOST_DISAGREEMENT,
@@ -87,7 +95,7 @@ def _comparison(study: Study) -> dict[str, Any]:
                 "candidate": one.candidate.name,
                 "invariant": one.candidate.name in choice.invariant,
             }
-            for one in study.table
+            for one in table
         ],
         "taken": choice.taken.candidate.name,
         "why": choice.why,
@@ -142,12 +150,12 @@ def _model(study: Study) -> dict[str, Any]:
     }
 
 
-def _spelled(value: Any) -> Any:
+def spelled(value: Any) -> Any:
     """The same with lists for tuples, and None for numbers that are not finite."""
     if isinstance(value, dict):
-        return {str(name): _spelled(part) for name, part in value.items()}
+        return {str(name): spelled(part) for name, part in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_spelled(part) for part in value]
+        return [spelled(part) for part in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

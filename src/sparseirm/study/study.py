@@ -102,7 +102,8 @@ def conduct(
     names = np.array(problem.names, dtype=object)
     model.fit(problem.inputs.iloc[rows], problem.y[rows], env=names[problem.env[rows]])
     del model.on_step
-    findings = [*look(problem), *_on_fit(model, choice.taken), *_afterwards(problem, choice, table, verdicts)]
+    unit = "accuracy" if problem.classes else "R2"
+    findings = [*look(problem), *_on_fit(model, choice.taken), *afterwards(choice, table, verdicts, unit)]
     seconds = time.monotonic() - begun
     return Study(problem, found, table, choice, sparse, verdicts, findings, model, seconds)
 
@@ -120,10 +121,20 @@ def _on_fit(model: Estimator, taken: Standing) -> list[Finding]:
     )
 
 
-def _afterwards(
-    problem: Problem, choice: Choice, table: Sequence[Standing], verdicts: Sequence[Verdict]
+def afterwards(
+    choice: Choice, table: Sequence[Standing], verdicts: Sequence[Verdict], unit: str
 ) -> list[Finding]:
-    unit = "accuracy" if problem.classes else "R2"
+    """The monitor's findings on the comparison.
+
+    Args:
+        choice: what was taken.
+        table: how each candidate did.
+        verdicts: on columns, if there are any.
+        unit: what scores are, such as accuracy.
+
+    Returns:
+        The findings.
+    """
     told = f"Taken: {choice.taken.candidate.label}. {choice.why}"
     found = [Finding("after", "good", "choice", told, "Nothing.")]
     if choice.taken.held_out:
