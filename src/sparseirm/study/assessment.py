@@ -199,7 +199,9 @@ class _View:
         self, env: str, y: NDArray[Any], inputs: Tensor, logits: Tensor, target: Tensor, apart: float | None
     ) -> Seen:
         importance = self._importance(env, inputs[:IMPORTANCE_ROWS], target[:IMPORTANCE_ROWS])
-        return seen_in(env, logits, target, self.model.loss, float(self.constant(y).mean()), apart, importance)
+        return seen_in(
+            env, logits, target, self.model.loss, float(self.constant(y).mean()), apart, importance
+        )
 
     def _disagreement(
         self, inputs: Tensor, logits: Tensor, target: Tensor, env: NDArray[np.int64]

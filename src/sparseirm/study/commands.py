@@ -1,4 +1,4 @@
-"""``sparseirm fit`` and ``sparseirm predict``: a table in, a checked model out, predictions for new rows."""
+"""What ``sparseirm fit`` and ``sparseirm predict`` do with a table."""
 
 from __future__ import annotations
 
@@ -6,21 +6,22 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import tyro
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from sparseirm.core import SettingError
 from sparseirm.estimator import SparseIRMClassifier, load
 from sparseirm.experiments.executors import local
 from sparseirm.files import write_bytes, write_json
+from sparseirm.monitor import Finding
 from sparseirm.runs import environment
-from sparseirm.study.choice import EnvScore
+from sparseirm.study.choice import Choice, EnvScore, Standing
 from sparseirm.study.comparison import candidates, folds
 from sparseirm.study.problem import Problem, build_problem
 from sparseirm.study.report import page
@@ -36,14 +37,14 @@ if TYPE_CHECKING:
 RESULT, REPORT = "result.json", "report.html"
 
 
-def fit(
-    data: tyro.conf.Positional[Path],
+def fit_table(
+    data: Path,
     *,
     target: str,
     env: str,
     test_env: tuple[str, ...] = (),
-    task: Literal["auto", "classification", "regression"] = "auto",
-    method: Literal["auto", "erm", "irm", "sparseirm"] = "auto",
+    task: str = "auto",
+    method: str = "auto",
     drop: tuple[str, ...] = (),
     categorical: tuple[str, ...] = (),
     columns: tuple[int, ...] = (),
@@ -51,7 +52,7 @@ def fit(
     steps: int | None = None,
     rows: int = 20_000,
     encoding: str = "utf-8",
-    decimal: Literal[".", ","] = ".",
+    decimal: str = ".",
     workers: int | None = None,
     out: Path = Path("out/fit"),
 ) -> Study:
@@ -85,17 +86,17 @@ def fit(
     Returns:
         The study.
     """
-    _check_numbers(seeds, steps, rows)
+    check_numbers(seeds, steps, rows)
     frame = read_table(data, encoding, decimal)
     problem = build_problem(frame, target, env, test_env, task, drop, categorical)
     del frame
     tried = candidates(sum(column.used for column in problem.columns), columns, steps)
-    console = Console(width=100, highlight=False)
+    console = plain_console()
     _say_problem(console, problem, data)
     parts = folds(problem, seeds, rows)
-    with _claimed(out), local(workers) as pool:
+    with claimed(out), local(workers) as pool:
         fits = len(tried) * len(parts)
-        with _bar("comparing", fits, "fits") as on_fit, _bar("final fit", 1, "steps") as on_step:
+        with bar("comparing", fits, "fits") as on_fit, bar("final fit", 1, "steps") as on_step:
 
             def after_step(record: Record, steps: int) -> None:
                 on_step(completed=record.step, total=steps)
@@ -110,13 +111,13 @@ def fit(
     return study
 
 
-def predict(
-    model: tyro.conf.Positional[Path],
-    data: tyro.conf.Positional[Path],
+def predict_table(
+    model: Path,
+    data: Path,
     *,
-    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
+    output: Path,
     encoding: str = "utf-8",
-    decimal: Literal[".", ","] = ".",
+    decimal: str = ".",
 ) -> int:
     """Predict the rows of a table with a model that ``sparseirm fit`` wrote.
 
@@ -140,10 +141,7 @@ def predict(
 
     estimator = load(model)
     frame = read_table(data, encoding, decimal)
-    if output.exists() and output.samefile(data):
-        raise SettingError(f"`output` {output} is the table itself; choose another file.")
-    if output.is_dir():
-        raise SettingError(f"`output` {output} is a folder; name a file in it.")
+    check_output(output, data)
     names = [column.name for column in estimator.encoding_.columns]
     needed = [column for column in estimator.encoding_.columns if column.used]
     absent = [column.name for column in needed if column.name not in frame.columns]
@@ -167,7 +165,21 @@ def predict(
     return len(told)
 
 
-def _check_numbers(seeds: Sequence[int], steps: int | None, rows: int) -> None:
+def plain_console() -> Console:
+    """Where commands print; what looks like markup in names of the data is printed as it is."""
+    return Console(width=100, highlight=False, markup=False)
+
+
+def check_output(output: Path, data: Path) -> None:
+    """Refuse to write predictions over the data, or to a folder."""
+    if output.exists() and output.samefile(data):
+        raise SettingError(f"`output` {output} is the data themselves; choose another file.")
+    if output.is_dir():
+        raise SettingError(f"`output` {output} is a folder; name a file in it.")
+
+
+def check_numbers(seeds: Sequence[int], steps: int | None, rows: int = 100) -> None:
+    """Refuse numbers out of their range."""
     if not seeds or len(set(seeds)) < len(seeds):
         raise SettingError(f"`seeds` must name each one once, and at least one; got {list(seeds)}.")
     if steps is not None and steps < 1:
@@ -177,7 +189,7 @@ def _check_numbers(seeds: Sequence[int], steps: int | None, rows: int) -> None:
 
 
 @contextmanager
-def _claimed(out: Path) -> Iterator[None]:
+def claimed(out: Path) -> Iterator[None]:
     """The output folder, made if it is missing, and taken away again if nothing came of it."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         what = "holds something" if out.is_dir() else "is a file"
@@ -206,7 +218,7 @@ def _settings(data: Path, *given: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def _bar(title: str, total: int, unit: str) -> Iterator[Callable[..., None]]:
+def bar(title: str, total: int, unit: str) -> Iterator[Callable[..., None]]:
     """A progress bar on a terminal, silence elsewhere; yields the function that moves it."""
     columns = (
         TextColumn("{task.description}"),
@@ -226,26 +238,35 @@ def _say_problem(console: Console, problem: Problem, data: Path) -> None:
     for kind, words in (("number", "numbers"), ("category", "categories"), ("date", "dates")):
         names = [column.name for column in problem.columns if column.kind == kind]
         if names:
-            console.print(f"  {len(names)} {words}: {_listed(names)}")
+            console.print(f"  {len(names)} {words}: {listed(names)}")
     for column in problem.columns:
         if not column.used:
             console.print(f"  left out: {column.name} ({column.note})")
     counts = np.bincount(problem.env, minlength=len(problem.names))
     told = [f"{name} ({count})" for name, count in zip(problem.names, counts, strict=True)]
     console.print(
-        f"Environments {problem.env_column!r}, for training: {_listed(told[: problem.n_train_envs])}"
+        f"Environments {problem.env_column!r}, for training: {listed(told[: problem.n_train_envs])}"
     )
     if len(problem.testing):
-        console.print(f"  for the test only: {_listed(told[problem.n_train_envs :])}")
+        console.print(f"  for the test only: {listed(told[problem.n_train_envs :])}")
 
 
 def _say_study(console: Console, study: Study, out: Path) -> None:
-    unit = "accuracy" if study.problem.classes else "R2"
+    say_table(console, study.table, study.choice, "accuracy" if study.problem.classes else "R2")
+    for verdict in sorted({verdict.verdict for verdict in study.verdicts}):
+        names = [one.column for one in study.verdicts if one.verdict == verdict]
+        console.print(f"{verdict}: {listed(names, 30)}")
+    say_findings(console, study.findings)
+    say_files(console, out, study.seconds)
+
+
+def say_table(console: Console, table: Sequence[Standing], choice: Choice, unit: str) -> None:
+    """Print how each candidate did, with a mark at the one taken."""
     shown = Table(title=f"{unit}, mean over environments (worst)")
     for heading in ("method", "left-out envs", "left-out rows", "test", "uneven", "disagreement"):
         shown.add_column(heading, justify="left" if heading == "method" else "right")
-    for one in study.table:
-        mark = "> " if one is study.choice.taken else "  "
+    for one in table:
+        mark = "> " if one is choice.taken else "  "
         shown.add_row(
             mark + one.candidate.label,
             *(_mean_and_worst(scores) for scores in (one.held_out, one.fresh, one.tested)),
@@ -253,13 +274,19 @@ def _say_study(console: Console, study: Study, out: Path) -> None:
             f"{one.disagreement:.2f}",
         )
     console.print(shown)
-    for verdict in sorted({verdict.verdict for verdict in study.verdicts}):
-        names = [one.column for one in study.verdicts if one.verdict == verdict]
-        console.print(f"{verdict}: {_listed(names, 30)}")
+
+
+def say_findings(console: Console, findings: Sequence[Finding]) -> None:
+    """Print the monitor's findings."""
     colours = {"good": "green", "note": "blue", "warning": "yellow", "problem": "red"}
-    for finding in study.findings:
-        console.print(f"[{colours[finding.severity]}]{finding.severity}[/]: {finding.seen} {finding.do}")
-    console.print(f"model and {RESULT}: {out} ({study.seconds:.0f} s)", soft_wrap=True)
+    for finding in findings:
+        severity = (finding.severity, colours[finding.severity])
+        console.print(Text.assemble(severity, f": {finding.seen} {finding.do}"))
+
+
+def say_files(console: Console, out: Path, seconds: float) -> None:
+    """Print where everything is."""
+    console.print(f"model and {RESULT}: {out} ({seconds:.0f} s)", soft_wrap=True)
     console.print(f"to read: {out / REPORT}", soft_wrap=True)
 
 
@@ -278,9 +305,9 @@ def _say_new_values(frame: pd.DataFrame, columns: Sequence[Any]) -> None:
             new = sorted(set(text) - set(column.levels))
             if new:
                 rows = int(np.isin(text, new).sum())
-                print(f"column {column.name!r}: {rows} rows with values not seen in training: {_listed(new)}")
+                print(f"column {column.name!r}: {rows} rows with values not seen in training: {listed(new)}")
 
 
-def _listed(names: Sequence[str], most: int = 12) -> str:
+def listed(names: Sequence[str], most: int = 12) -> str:
     shown = ", ".join(names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

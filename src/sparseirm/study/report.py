@@ -1,4 +1,4 @@
-"""A study as one page for a person who did not train the model: ``report.html``, made of ``result.json`` alone."""
+"""A study as one page for a person who did not train the model, made of ``result.json`` alone."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ HERE = Path(__file__)
 
 MOST_PANELS = 12
 """Environments with a panel of their own in sight; the others are folded away."""
+
+NOTHING = "\N{EN DASH}"
 
 LOWEST_R2 = -1.0
 """Where the axis of scores ends at the latest: a share of variance explained has no lower bound."""
@@ -122,8 +124,8 @@ def _against_erm(result: Plain) -> Iterable[str]:
 def _untested(result: Plain) -> Iterable[str]:
     if not _taken(result)["held_out"]:
         yield (
-            "Not tried on an environment it had not seen: with two training environments none can be left out. "
-            "Keep a third, even a small one, before you rely on this."
+            "Not tried on an environment it had not seen: with two training environments none can be left "
+            "out. Keep a third, even a small one, before you rely on this."
         )
 
 
@@ -168,7 +170,7 @@ def _groups(result: Plain, shown: Sequence[Plain]) -> list[Plain]:
     every = [score for one in shown for part, _, _ in told for score in one[part]]
     low = max(min(score["low"] for score in every), LOWEST_R2)
     low, high = min(low, max(score["score"] for score in every) - 0.01), max(s["high"] for s in every)
-    groups = []
+    groups: list[Plain] = []
     for part, title, note in told:
         names = [score["env"] for score in shown[0][part]]
         panels = [
@@ -210,10 +212,10 @@ def _rows(result: Plain) -> list[Sequence[str]]:
 
     def mean_and_worst(scores: Sequence[Plain]) -> str:
         each = [score["score"] for score in scores]
-        return f"{sum(each) / len(each):.3f} ({min(each):.3f})" if each else "–"
+        return f"{sum(each) / len(each):.3f} ({min(each):.3f})" if each else NOTHING
 
     def number(value: float | None) -> str:
-        return "–" if value is None else f"{value:.2f}"
+        return NOTHING if value is None else f"{value:.2f}"
 
     return [
         (
@@ -303,7 +305,7 @@ def _calibration(result: Plain) -> list[Plain]:
                     "x": round(100 * min(1.0, max(0.0, (one["predicted"] - low) / (high - low))), 1),
                     "y": round(100 - 100 * min(1.0, max(0.0, (one["true"] - low) / (high - low))), 1),
                     "r": round(1.5 + 7 * (one["rows"] / rows) ** 0.5, 2),
-                    "told": f"{one['rows']:.0f} rows: {one['predicted']:.2f} predicted, {one['true']:.2f} came true",
+                    "told": f"{one['rows']:.0f}: {one['predicted']:.2f} predicted, {one['true']:.2f} true",
                 }
                 for one in bins
             ]

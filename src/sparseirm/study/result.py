@@ -42,7 +42,8 @@ def as_result(study: Study, settings: dict[str, Any], machine: dict[str, Any]) -
         "seconds": study.seconds,
         "environment": machine,
     }
-    return spelled(payload)
+    plain: dict[str, Any] = spelled(payload)
+    return plain
 
 
 def _data(problem: Problem) -> dict[str, Any]:
