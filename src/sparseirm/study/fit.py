@@ -71,7 +71,7 @@ def fit(
         size: images: pixels per side that they are brought to.
         model: images: the network: mlp, resnet18 or another of torchvision, timm:NAME.
         width: images: hidden units of the mlp's two layers; 128 by default.
-        densities: images: fractions of the weights that SparseIRM keeps; 0.01 and 0.05 by default.
+        densities: images: fractions of the weights that SparseIRM keeps, each tried.
         workers: number of processes; one per core by default.
         out: folder for model, result and report; it must not exist, or be empty.
 

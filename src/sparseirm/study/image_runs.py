@@ -19,8 +19,11 @@ from sparseirm.runs import load_model, run
 from sparseirm.study.assessment import Assessment, Candidate, Seen, one_hot, probabilities, seen_in
 from sparseirm.study.images import Images
 
-DENSITIES = (0.01, 0.05)
-"""Fractions of the weights that SparseIRM keeps, by default; one candidate each."""
+WEIGHTS_PER_IMAGE = (3, 10)
+"""How many weights the small network keeps for each training image, by default; one candidate each."""
+
+DENSITIES = (0.2, 0.5)
+"""Fractions of the weights that other networks keep, by default."""
 
 LEFT_OUT = 1 / 3
 """Share of each environment's images that every seed leaves out of training to look at."""
@@ -38,7 +41,8 @@ def candidates(small: bool, densities: Sequence[float] = ()) -> list[Candidate]:
 
     Args:
         small: whether the network is the MLP, whose settings were tuned.
-        densities: fractions of the weights that SparseIRM keeps; `DENSITIES` by default.
+        densities: fractions of the weights that SparseIRM keeps; by default `WEIGHTS_PER_IMAGE` for the MLP
+            and `DENSITIES` for others.
 
     Returns:
         The candidates, the simplest first.
@@ -48,7 +52,7 @@ def candidates(small: bool, densities: Sequence[float] = ()) -> list[Candidate]:
 
     Example:
         >>> [candidate.name for candidate in candidates(small=True)]
-        ['erm', 'irm', 'sparseirm-0.01', 'sparseirm-0.05']
+        ['erm', 'irm', 'sparseirm-3', 'sparseirm-10']
     """
     penalty = {"penalty": "rex", **(SMALL_NETWORK if small else {})}
     mask = {"sparsifier_options": SMALL_MASK} if small else {}
@@ -56,12 +60,18 @@ def candidates(small: bool, densities: Sequence[float] = ()) -> list[Candidate]:
         Candidate("erm", "ERM", {"method": "erm"}),
         Candidate("irm", "IRM (REx)", {"method": "irm", **penalty}),
     ]
-    for density in sorted(set(densities)) or DENSITIES:
+    for density in densities:
         if not 0 < density <= 1:
             raise SettingError(f"`densities` must be in (0, 1], the fractions kept; got {density:g}.")
-        sparse = {"method": "sparseirm", "density": density, **penalty, **mask}
+    sparse = {"method": "sparseirm", **penalty, **mask}
+    if small and not densities:
+        for n in WEIGHTS_PER_IMAGE:
+            budget = {"budget": "auto", "weights_per_sample": float(n)}
+            found.append(Candidate(f"sparseirm-{n}", f"SparseIRM, {n} weights per image", {**sparse, **budget}))
+        return found
+    for density in sorted(set(densities)) or DENSITIES:
         label = f"SparseIRM, {100 * density:g} % of the weights"
-        found.append(Candidate(f"sparseirm-{density:g}", label, sparse))
+        found.append(Candidate(f"sparseirm-{density:g}", label, {**sparse, "density": density}))
     return found
 
 

@@ -22,8 +22,8 @@ from sparseirm.study.problem import FEWEST_ROWS
 LISTINGS: dict[str, Listing] = {"folder": folder_entries, "manifest": manifest_entries}
 """How images are listed, by the name of the data set."""
 
-WIDTH, STEPS = 128, 400
-"""Defaults: hidden units and optimiser steps of the small network."""
+WIDTH, STEPS, LR = 128, 500, 2e-3
+"""Hidden units, optimiser steps and learning rate of the small network, unless told otherwise."""
 
 FULL_BATCH = 4096
 """Images up to which every step of the small network sees all of them."""
@@ -104,6 +104,7 @@ def find_images(
         model=model,
         width=(width or WIDTH) if small else width,
         steps=STEPS if small and steps is None else steps,
+        lr=LR if small else None,
         method="erm",
         eval_every=1 << 30,
     )
