@@ -37,13 +37,18 @@ class Candidate:
         name: how results and options call it.
         label: the same in words.
         parameters: parameters of the estimator, but for its seed.
-        columns: number of columns it keeps, if it switches columns off.
+        columns: number of columns it keeps, if it has gates on columns.
     """
 
     name: str
     label: str
     parameters: Mapping[str, Any]
     columns: int | None = None
+
+    @property
+    def by_columns(self) -> bool:
+        """Whether it switches columns off, so that it tells them apart."""
+        return self.parameters.get("gates") in ("search", "columns")
 
     def estimator(self, classifies: bool, seed: int) -> Estimator:
         """An unfitted estimator."""

@@ -22,11 +22,11 @@ FEWEST_FOLDS = 3
 
 
 def candidates(n_columns: int, kept: Sequence[int] = (), steps: int | None = None) -> list[Candidate]:
-    """ERM, IRM with REx, and SparseIRM with gates on weights and with gates on columns.
+    """ERM, IRM with REx, and SparseIRM: with gates on weights, with columns searched, with gates on columns.
 
     Args:
         n_columns: number of columns in use.
-        kept: numbers of columns to try; by default up to five from 2 to half of them.
+        kept: numbers of columns that gates keep; by default a fifth and half of them.
         steps: optimiser steps of each fit; None for the default.
 
     Returns:
@@ -37,23 +37,26 @@ def candidates(n_columns: int, kept: Sequence[int] = (), steps: int | None = Non
 
     Example:
         >>> [candidate.name for candidate in candidates(20)]
-        ['erm', 'irm', 'sparseirm', 'sparseirm-2', 'sparseirm-3', 'sparseirm-4', 'sparseirm-7', 'sparseirm-10']
+        ['erm', 'irm', 'sparseirm', 'sparseirm-search', 'sparseirm-4', 'sparseirm-10']
     """
-    half = max(1, n_columns // 2)
-    usual = sorted({round(k) for k in np.geomspace(min(2, half), half, 5)})
     for k in kept:
         if not 1 <= k <= n_columns:
             raise SettingError(f"`columns` must lie between 1 and the {n_columns} columns in use; got {k}.")
+    numbers = sorted(set(kept) or {max(1, round(n_columns * share)) for share in (0.2, 0.5)})
     length = {} if steps is None else {"steps": steps}
     return [
         Candidate("erm", "ERM", {"method": "erm", **length}),
         Candidate("irm", "IRM (REx)", {"method": "irm", **length}),
         Candidate("sparseirm", "SparseIRM, gates on weights", {"gates": "weights", **length}),
+        Candidate("sparseirm-search", "SparseIRM, columns searched", {"gates": "search", **length}),
         *(
             Candidate(
-                f"sparseirm-{k}", f"SparseIRM, {k} column{'s'[: k != 1]}", {"budget": k, **length}, columns=k
+                name=f"sparseirm-{k}",
+                label=f"SparseIRM, gates on {k} column{'s'[: k != 1]}",
+                parameters={"gates": "columns", "budget": k, **length},
+                columns=k,
             )
-            for k in (sorted(set(kept)) or usual)
+            for k in numbers
         ),
     ]
 

@@ -53,9 +53,9 @@ class Verdict:
 
 def witness(choice: Choice, table: Sequence[Standing]) -> Standing:
     """The sparse model that tells columns apart: the one taken, or the best that switches columns off."""
-    if choice.taken.candidate.columns is not None:
+    if choice.taken.candidate.by_columns:
         return choice.taken
-    sparse = [one for one in table if one.candidate.columns is not None]
+    sparse = [one for one in table if one.candidate.by_columns]
     invariant = [one for one in sparse if one.candidate.name in choice.invariant]
     return min(invariant, key=lambda one: one.risk) if invariant else min(sparse, key=lambda one: one.uneven)
 

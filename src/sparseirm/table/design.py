@@ -25,8 +25,8 @@ USUAL_WEIGHT = 100.0
 FIRST_LAYER = 0.1
 """What the initial weights of the first layer are multiplied by, so that their size says what was learnt."""
 
-GATES = {"columns": "structured_gmp", "weights": "probmask"}
-"""What a budget counts, and the sparsifier that is used for it by default."""
+GATES = {"search": "", "columns": "structured_gmp", "weights": "probmask"}
+"""How a mask comes about, and the sparsifier that is used for it by default; a search needs none."""
 
 TABLE_METHODS = [name for name, method in METHODS.items() if not method.gray]
 """The methods that need no data without the spurious attribute."""
@@ -46,13 +46,15 @@ class Design:
         penalty_options: further settings of the penalty by name.
         penalty_weight: lambda; 100 by default, or the penalty's own usual weight.
         penalty_from: fraction of the run before which the penalty has no weight; by default 0 with gates on
-            columns, whose choice the penalty guides, and 1/4 with gates on weights.
-        gates: what a sparse method switches off, ``columns`` or single ``weights``; columns by default.
-        sparsifier: how the mask is found; structured_gmp for columns, probmask for weights by default.
+            columns, whose choice the penalty may guide, and 1/4 with gates on weights.
+        gates: what a sparse method switches off: columns that are found by a ``search`` before training
+            (`sparseirm.table.search`, the default), ``columns`` or single ``weights`` in the course of training.
+        sparsifier: how the mask is found in training; structured_gmp for columns, probmask for weights by default.
         sparsifier_options: further settings of the sparsifier by name.
         density: fraction of the columns (or weights) KEPT, in (0, 1]. Give this or `budget`.
-        budget: number of columns (or weights) kept; by default half the columns, or one weight for ten rows,
-            and all of them if there is only one environment.
+        budget: number of columns (or weights) kept; with ``search`` at most so many. By default as many as the
+            search finds best, half the columns, or one weight for ten rows; and all of them if there is only
+            one environment.
         width: hidden units of each of the two layers; by default a power of two near half the square root of
             the number of rows, from 16 to 128.
         steps: optimiser steps; 400, or 1500 with minibatches, by default.
@@ -108,17 +110,17 @@ class Design:
         return METHODS[self.method]
 
     @property
-    def by_columns(self) -> bool:
-        """Whether whole columns are switched off."""
-        return self.kind.sparse and one_of("kind of gate", self.gates or "columns", GATES) == "columns"
+    def gate(self) -> str:
+        """What is switched off, a key of `GATES`; ``none`` for a dense method."""
+        return one_of("kind of gate", self.gates or "search", GATES) if self.kind.sparse else "none"
 
     def plan(self, n: int) -> Plan:
         """Length, optimiser and schedules for ``n`` rows."""
         weight = self.penalty_weight
         if weight is None:
             weight = USUAL_WEIGHTS.get(self.penalty or "", USUAL_WEIGHT)
-        late = 0.25 if self.kind.sparse and not self.by_columns else 0.0
-        usual = (3e-3, 1e-2) if self.by_columns else (1e-2, min(1e-2, 3 / n))
+        late = 0.25 if self.gate == "weights" else 0.0
+        usual = (3e-3, 1e-2) if self.gate == "columns" else (1e-2, min(1e-2, 3 / n))
         return Plan(
             steps=(400 if n <= FULL_BATCH else 1500) if self.steps is None else self.steps,
             lr=usual[0] if self.lr is None else self.lr,
@@ -159,7 +161,7 @@ class Design:
         return make_penalty(name, **(self.penalty_options or {}))
 
     def make_sparsifier(self, d: int, n: int, n_envs: int, blocks: tuple[int, ...]) -> Sparsifier:
-        """The sparsifier for a table.
+        """The sparsifier for a table whose columns are not searched.
 
         Args:
             d: number of maskable weights.
@@ -174,10 +176,10 @@ class Design:
             SettingError: if the budget does not fit, or the sparsifier cannot keep the inputs of a column
                 together and some column has more than one.
         """
-        if not self.kind.sparse:
+        if self.gate == "none":
             return SPARSIFIERS["dense"](budget=d)
         maker, given = self._sparsifier_options()
-        if not self.by_columns:
+        if self.gate == "weights":
             usual = d if n_envs == 1 else min(d, max(1, n // 10))
             return cast(Sparsifier, maker(budget=self._count(d, usual, "weights"), **given))
         if "blocks" in _options_of(maker):
@@ -191,6 +193,11 @@ class Design:
         budget = self._count(len(blocks), usual, "columns")
         return cast(Sparsifier, maker(budget=budget, groups="input", budget_in="groups", **given))
 
+    def most_columns(self, n_columns: int) -> int | None:
+        """How many columns a search may find; None if that is left to the search."""
+        free = self.density is None and self.budget is None
+        return None if free else self._count(n_columns, n_columns, "columns")
+
     def _count(self, most: int, usual: int, what: str) -> int:
         if self.density is not None:
             return max(1, round(self.density * most))
@@ -203,16 +210,21 @@ class Design:
         return int(self.budget)
 
     def _sparsifier_options(self) -> tuple[Any, dict[str, Any]]:
-        """The maker of the sparsifier and its options; dense has none."""
-        if not self.kind.sparse:
+        """The maker of the sparsifier and its options; a dense method and a search have none."""
+        if self.gate in ("none", "search"):
+            for option in ("sparsifier", "sparsifier_options"):
+                if getattr(self, option) is not None:
+                    raise SettingError(
+                        f"`{option}` has no effect: the columns are searched before training. Leave it out, or "
+                        "set `gates` to columns or weights."
+                    )
             return SPARSIFIERS["dense"], {}
-        gates = "columns" if self.by_columns else "weights"
-        name = self.sparsifier or GATES[gates]
+        name = self.sparsifier or GATES[self.gate]
         maker = cast(Any, lookup("sparsifier", SPARSIFIERS, name))
         known = _options_of(maker)
-        if ("budget_in" in known) != self.by_columns:
+        if ("budget_in" in known) != (self.gate == "columns"):
             raise SettingError(
-                f"sparsifier {name!r} does not gate {gates}; for columns choose structured_gmp or "
+                f"sparsifier {name!r} does not gate {self.gate}; for columns choose structured_gmp or "
                 "structured, for weights any other."
             )
         own = {option: default for option, default in known.items() if option not in OF_GROUPS}

@@ -10,13 +10,16 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from sparseirm.core import Loss
+from sparseirm.core import Layout, Loss, Sparsifier
 from sparseirm.data.environments import Batch, Batches
 from sparseirm.evaluation.metrics import deployed, undecided
 from sparseirm.models import build, network
 from sparseirm.monitor import Probe, Trace
+from sparseirm.sparsifiers import FixedMask
+from sparseirm.sparsifiers.groups import expand, grouped
 from sparseirm.table.design import Design
 from sparseirm.table.encoding import Encoding
+from sparseirm.table.search import find_columns
 from sparseirm.training.loop import Record, train
 from sparseirm.training.state import State, start
 
@@ -103,11 +106,14 @@ def fit_rows(
     """
     n, n_envs, blocks = len(rows), int(rows.env.max()) + 1, encoding.blocks
     net = network(build(lambda: design.module(sum(blocks), design.hidden(n), n_outputs), seed))
-    sparsifier = design.make_sparsifier(net.layout.size, n, n_envs, blocks)
+    inputs, y = encoding.inputs(rows.values), torch.from_numpy(rows.y)
+    if design.gate == "search":
+        sparsifier = _on_columns(net.layout, blocks, _found(design, inputs, rows, loss, n_outputs, blocks))
+    else:
+        sparsifier = design.make_sparsifier(net.layout.size, n, n_envs, blocks)
     plan = design.plan(n)
-    y = torch.from_numpy(rows.y)
     samples = Batch(
-        torch.from_numpy(encoding.inputs(rows.values)),
+        torch.from_numpy(inputs),
         y.long() if loss.classifies else y.float(),
         torch.from_numpy(rows.env),
         torch.from_numpy(rows.weight).float(),
@@ -131,3 +137,24 @@ def fit_rows(
         undecided=undecided(state.memory),
         traces=tuple(probe.traces),
     )
+
+
+def _found(
+    design: Design, inputs: NDArray[np.float32], rows: Rows, loss: Loss, n_outputs: int, blocks: tuple[int, ...]
+) -> list[int]:
+    """The columns a search finds; all of them if there is nothing to compare and no budget."""
+    env = rows.env if design.kind.invariant else np.zeros_like(rows.env)
+    most = design.most_columns(len(blocks))
+    if most is None and env.max() == 0:
+        return list(range(len(blocks)))
+    targets = np.eye(n_outputs)[rows.y.astype(int)] if n_outputs > 1 else rows.y[:, None]
+    return find_columns(inputs, targets, env, rows.weight, blocks, loss.classifies, most)
+
+
+def _on_columns(layout: Layout, blocks: tuple[int, ...], chosen: list[int]) -> Sparsifier:
+    """The mask that keeps all weights but those of other columns."""
+    kept = grouped(layout, "input", len(blocks), "groups", torch.device("cpu"), blocks)
+    use = torch.zeros(len(blocks), dtype=torch.bool)
+    use[chosen] = True
+    mask = expand(use, kept)
+    return FixedMask(int(mask.sum()), mask)
