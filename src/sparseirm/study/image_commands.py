@@ -90,7 +90,13 @@ def fit_images(
             study = conduct_images(
                 images, tried, seeds, pool, Path(folder), method, lambda: on_fit(advance=1), after_step
             )
-        settings: dict[str, Any] = {"data": data.name, "test_env": test_env, "method": method, "seeds": seeds, "steps": steps}
+        settings: dict[str, Any] = {
+            "data": data.name,
+            "test_env": test_env,
+            "method": method,
+            "seeds": seeds,
+            "steps": steps,
+        }
         settings |= {"size": size, "model": model, "width": images.recipe.width, "densities": densities}
         result = as_image_result(study, {**settings, "out": str(out)})
         write_bytes(out / MODEL, (Path(folder) / MODEL).read_bytes())

@@ -67,7 +67,9 @@ def candidates(small: bool, densities: Sequence[float] = ()) -> list[Candidate]:
     if small and not densities:
         for n in WEIGHTS_PER_IMAGE:
             budget = {"budget": "auto", "weights_per_sample": float(n)}
-            found.append(Candidate(f"sparseirm-{n}", f"SparseIRM, {n} weights per image", {**sparse, **budget}))
+            found.append(
+                Candidate(f"sparseirm-{n}", f"SparseIRM, {n} weights per image", {**sparse, **budget})
+            )
         return found
     for density in sorted(set(densities)) or DENSITIES:
         label = f"SparseIRM, {100 * density:g} % of the weights"
