@@ -189,18 +189,7 @@ class _SparseIRM(BaseEstimator):
         Raises:
             SettingError: if a parameter cannot be written as JSON.
         """
-        check_is_fitted(self, "module_")
-        if not isinstance(self.random_state, (int, np.integer, type(None))):
-            raise SettingError("only an integer `random_state` can be saved; got a generator.")
-        parameters = self.get_params(deep=False)
-        if isinstance(parameters.get("class_weight"), dict):  # JSON has text keys only
-            parameters["class_weight"] = list(parameters["class_weight"].items())
-        payload = {
-            "class": type(self).__name__,
-            "parameters": _plain(parameters),
-            "fitted": _plain({name: getattr(self, name) for name in SAVED if hasattr(self, name)}),
-            "encoding": self.encoding_.to_json(),
-        }
+        payload = as_saved(self)
         try:
             write_tensors(Path(folder) / MODEL, dict(self.module_.state_dict()), {"class": payload["class"]})
             write_json(Path(folder) / SETTINGS, payload)
@@ -436,7 +425,36 @@ SAVED = (
 """Fitted attributes that `save` writes besides encoding and network."""
 
 
-def load(folder: Path | str) -> SparseIRMClassifier | SparseIRMRegressor:
+Estimator = SparseIRMClassifier | SparseIRMRegressor
+
+
+def as_saved(estimator: _SparseIRM) -> dict[str, Any]:
+    """Everything of a fitted estimator but the weights of its network, as plain data.
+
+    Args:
+        estimator: the estimator.
+
+    Returns:
+        What ``estimator.json`` holds.
+
+    Raises:
+        SettingError: if its seed is a generator.
+    """
+    check_is_fitted(estimator, "module_")
+    if not isinstance(estimator.random_state, (int, np.integer, type(None))):
+        raise SettingError("only an integer `random_state` can be saved; got a generator.")
+    parameters = estimator.get_params(deep=False)
+    if isinstance(parameters.get("class_weight"), dict):  # JSON has text keys only
+        parameters["class_weight"] = list(parameters["class_weight"].items())
+    return {
+        "class": type(estimator).__name__,
+        "parameters": _plain(parameters),
+        "fitted": _plain({name: getattr(estimator, name) for name in SAVED if hasattr(estimator, name)}),
+        "encoding": estimator.encoding_.to_json(),
+    }
+
+
+def load(folder: Path | str) -> Estimator:
     """Read an estimator that was saved.
 
     Args:
@@ -452,7 +470,22 @@ def load(folder: Path | str) -> SparseIRMClassifier | SparseIRMRegressor:
     place = Path(folder)
     if not (place / SETTINGS).is_file() or not (place / MODEL).is_file():
         raise SettingError(f"{folder} holds no saved estimator: {SETTINGS} and {MODEL} are not both there.")
-    payload, (tensors, _) = read_json(place / SETTINGS), read_tensors(place / MODEL)
+    return restored(read_json(place / SETTINGS), read_tensors(place / MODEL)[0])
+
+
+def restored(payload: dict[str, Any], tensors: dict[str, Tensor]) -> Estimator:
+    """The estimator of `as_saved` and the weights of its network.
+
+    Args:
+        payload: what `as_saved` gave.
+        tensors: the weights by name.
+
+    Returns:
+        The estimator.
+
+    Raises:
+        SettingError: if it is of an unknown class.
+    """
     kinds: dict[str, type[SparseIRMClassifier | SparseIRMRegressor]] = {
         kind.__name__: kind for kind in (SparseIRMClassifier, SparseIRMRegressor)
     }
@@ -464,7 +497,7 @@ def load(folder: Path | str) -> SparseIRMClassifier | SparseIRMRegressor:
         kept = np.array(value, dtype=object if name == "feature_names_in_" else None)
         setattr(estimator, name, kept if name in ("classes_", "feature_names_in_") else value)
     estimator.encoding_ = Encoding.from_json(payload["encoding"])
-    first = next(iter(tensors.values()))
+    first = tensors[min(name for name in tensors if name.endswith("weight"))]
     module = estimator.design.module(first.shape[1], first.shape[0], estimator._n_outputs).double()
     module.load_state_dict(tensors)
     estimator.module_ = module.eval()

@@ -13,14 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sparseirm.core import Loss
-from sparseirm.estimator import EnvironmentWarning, SparseIRMClassifier, SparseIRMRegressor
+from sparseirm.estimator import EnvironmentWarning, Estimator, SparseIRMClassifier, SparseIRMRegressor
 from sparseirm.evaluation.readouts import disagreement
 from sparseirm.randomness import generator
 
 if TYPE_CHECKING:
     import pandas as pd
-
-Estimator = SparseIRMClassifier | SparseIRMRegressor
 
 IMPORTANCE_ROWS, IMPORTANCE_COLUMNS = 1000, 200
 """Rows per environment and columns, those with most weight, whose importance is measured."""
