@@ -12,7 +12,6 @@ import pandas as pd
 import pytest
 
 from sparseirm.cli import main
-from table_makers import mixed_table
 
 ROWS = 60
 ENVS = np.repeat(["a", "b", "c"], ROWS // 3)
@@ -151,7 +150,11 @@ FILES: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "folder": ("folder.csv", _folder, "is a folder"),
     "spreadsheet": ("table.xlsx", lambda path: path.write_bytes(b"PK\3\4"), "save it as CSV or Parquet"),
     "pickle": ("table.pkl", lambda path: path.write_bytes(b"\x80\4."), "save it as CSV or Parquet"),
-    "damaged Parquet": ("table.parquet", lambda path: path.write_bytes(b"PAR1" * 9), "not a readable Parquet"),
+    "damaged Parquet": (
+        "table.parquet",
+        lambda path: path.write_bytes(b"PAR1" * 9),
+        "not a readable Parquet",
+    ),
     "CSV called Parquet": ("table.parquet", lambda path: path.write_bytes(csv()), "not a readable Parquet"),
     "Parquet called CSV": ("table.csv", lambda path: table().to_parquet(path), "table.csv"),
     "Parquet with lists": ("table.parquet", _list_column, "column 'x' holds"),

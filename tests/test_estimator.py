@@ -93,7 +93,9 @@ def test_several_classes() -> None:
 def test_a_sparse_matrix_is_as_good_as_a_dense_one() -> None:
     x, y, env, *_ = split(sem_table(n=40))
     dense = x.to_numpy() * (np.abs(x.to_numpy()) > 1)
-    fits = [SparseIRMRegressor(**QUICK).fit(form(dense), y, env=env) for form in (np.asarray, sparse.csr_matrix)]
+    fits = [
+        SparseIRMRegressor(**QUICK).fit(form(dense), y, env=env) for form in (np.asarray, sparse.csr_matrix)
+    ]
     told = [model.predict(sparse.coo_array(dense)) for model in fits]
     assert (told[0] == told[1]).all()
 
@@ -104,7 +106,9 @@ def test_weights_stand_for_repeated_rows(method: str) -> None:
     times = np.arange(len(y)) % 3
     repeated = np.repeat(np.arange(len(y)), times)
     weighed = SparseIRMRegressor(method, **QUICK).fit(x, y, env=env, sample_weight=times)
-    again = SparseIRMRegressor(method, **QUICK).fit(x.iloc[repeated], y.iloc[repeated], env=env.iloc[repeated])
+    again = SparseIRMRegressor(method, **QUICK).fit(
+        x.iloc[repeated], y.iloc[repeated], env=env.iloc[repeated]
+    )
     assert (weighed.predict(x) == again.predict(x)).all()
 
 
@@ -178,7 +182,9 @@ def test_a_saved_estimator_predicts_the_same(kind: str, tmp_path: Path) -> None:
     frame = mixed_table()
     x, env = frame.drop(columns=["label", "clinic"]), frame["clinic"]
     if kind == "classes":
-        model: Any = SparseIRMClassifier("irm", class_weight={"ill": 2.0}, **QUICK).fit(x, frame["label"], env=env)
+        model: Any = SparseIRMClassifier("irm", class_weight={"ill": 2.0}, **QUICK).fit(
+            x, frame["label"], env=env
+        )
     elif kind == "numbers":
         model = SparseIRMRegressor("sparseirm", **QUICK).fit(x, frame["dose"].fillna(7.0), env=env)
     else:
@@ -209,7 +215,7 @@ def test_what_is_no_saved_estimator_is_refused(tmp_path: Path) -> None:
         {"encoding": {"columns": [{"name": "a", "kind": "number"}], "scaling": []}},
     ):
         write_json(tmp_path / "estimator.json", payload | change)
-        with pytest.raises(SettingError, match=r"Pipeline|no estimator of this version"):
+        with pytest.raises(SettingError, match=r"no estimator of this version"):
             load(tmp_path)
     (tmp_path / "estimator.json").write_text("{}")
     with pytest.raises(SettingError, match="damaged"):

@@ -40,7 +40,7 @@ from sparseirm.experiments.variants import DEFAULT, variants
 from sparseirm.files import write_bytes
 from sparseirm.recipe import Recipe
 from sparseirm.runs import Point, Result, run
-from sparseirm.study.commands import fit, predict
+from sparseirm.study.fit import fit, predict
 from sparseirm.training.loop import Record
 
 Flat = tyro.conf.arg(name="")

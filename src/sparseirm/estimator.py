@@ -43,7 +43,7 @@ class EnvironmentWarning(UserWarning):
     """A method that compares environments was given only one."""
 
 
-class _SparseIRM(BaseEstimator):
+class _SparseIRM(BaseEstimator):  # type: ignore[misc]
     """What classifier and regressor have in common: everything but the target."""
 
     on_step: Callable[[Record, int], None] | None = None
@@ -190,19 +190,7 @@ class _SparseIRM(BaseEstimator):
         Raises:
             SettingError: if a parameter cannot be written as JSON.
         """
-        check_is_fitted(self, "module_")
-        if not isinstance(self.random_state, (int, np.integer, type(None))):
-            raise SettingError("only an integer `random_state` can be saved; got a generator.")
-        parameters = self.get_params(deep=False)
-        if isinstance(parameters.get("class_weight"), dict):  # JSON has text keys only
-            parameters["class_weight"] = list(parameters["class_weight"].items())
-        payload = {
-            "class": type(self).__name__,
-            "parameters": _plain(parameters),
-            "fitted": _plain({name: getattr(self, name) for name in SAVED if hasattr(self, name)}),
-            "encoding": self.encoding_.to_json(),
-            "width": len(next(self.module_.parameters())),
-        }
+        payload = as_saved(self)
         try:
             write_tensors(Path(folder) / MODEL, dict(self.module_.state_dict()), {"class": payload["class"]})
             write_json(Path(folder) / SETTINGS, payload)
@@ -420,7 +408,7 @@ class SparseIRMRegressor(RegressorMixin, _SparseIRM):  # type: ignore[misc]
         Returns:
             ``(n,)``, in the unit of the training targets.
         """
-        return cast(NDArray[np.float64], self._logits(X) * self.target_scale_ + self.target_mean_)
+        return self._logits(X) * self.target_scale_ + self.target_mean_
 
     def _codes(self, y: NDArray[Any]) -> NDArray[np.float64]:
         return check_array(y, ensure_2d=False, dtype=np.float64, input_name="y")  # type: ignore[no-any-return]
@@ -439,7 +427,37 @@ SAVED = (
 """Fitted attributes that `save` writes besides encoding and network."""
 
 
-def load(folder: Path | str) -> SparseIRMClassifier | SparseIRMRegressor:
+Estimator = SparseIRMClassifier | SparseIRMRegressor
+
+
+def as_saved(estimator: _SparseIRM) -> dict[str, Any]:
+    """Everything of a fitted estimator but the weights of its network, as plain data.
+
+    Args:
+        estimator: the estimator.
+
+    Returns:
+        What ``estimator.json`` holds.
+
+    Raises:
+        SettingError: if its seed is a generator.
+    """
+    check_is_fitted(estimator, "module_")
+    if not isinstance(estimator.random_state, (int, np.integer, type(None))):
+        raise SettingError("only an integer `random_state` can be saved; got a generator.")
+    parameters = estimator.get_params(deep=False)
+    if isinstance(parameters.get("class_weight"), dict):  # JSON has text keys only
+        parameters["class_weight"] = list(parameters["class_weight"].items())
+    return {
+        "class": type(estimator).__name__,
+        "parameters": _plain(parameters),
+        "fitted": _plain({name: getattr(estimator, name) for name in SAVED if hasattr(estimator, name)}),
+        "encoding": estimator.encoding_.to_json(),
+        "width": len(next(estimator.module_.parameters())),
+    }
+
+
+def load(folder: Path | str) -> Estimator:
     """Read an estimator that was saved.
 
     Args:
@@ -455,14 +473,29 @@ def load(folder: Path | str) -> SparseIRMClassifier | SparseIRMRegressor:
     place = Path(folder)
     if not (place / SETTINGS).is_file() or not (place / MODEL).is_file():
         raise SettingError(f"{folder} holds no saved estimator: {SETTINGS} and {MODEL} are not both there.")
-    payload, (tensors, _) = read_json(place / SETTINGS), read_tensors(place / MODEL)
+    return restored(read_json(place / SETTINGS), read_tensors(place / MODEL)[0])
+
+
+def restored(payload: dict[str, Any], tensors: Tensors) -> Estimator:
+    """The estimator of `as_saved` and the weights of its network.
+
+    Args:
+        payload: what `as_saved` gave.
+        tensors: the weights by name.
+
+    Returns:
+        The estimator.
+
+    Raises:
+        SettingError: if they are of another version, or do not fit each other.
+    """
     try:
         return _restored(payload, tensors)
     except (KeyError, TypeError, AttributeError, IndexError, ValueError, RuntimeError) as error:
-        raise SettingError(f"{folder} holds no estimator of this version: {error}.") from None
+        raise SettingError(f"this is no estimator of this version of the package: {error}.") from None
 
 
-def _restored(payload: dict[str, Any], tensors: Tensors) -> SparseIRMClassifier | SparseIRMRegressor:
+def _restored(payload: dict[str, Any], tensors: Tensors) -> Estimator:
     kinds: dict[str, type[SparseIRMClassifier | SparseIRMRegressor]] = {
         kind.__name__: kind for kind in (SparseIRMClassifier, SparseIRMRegressor)
     }
@@ -566,7 +599,7 @@ def _class_weights(wanted: Any, classes: NDArray[Any], rows: Rows) -> NDArray[np
         raise SettingError(f"`class_weight` must be a dictionary by label, or 'balanced'; got {wanted!r}.")
     if not (by_class > 0).all():
         raise SettingError(f"`class_weight` must be positive for every label; got {wanted!r}.")
-    return by_class[codes]
+    return cast(NDArray[np.float64], by_class[codes])
 
 
 def _plain(value: Any) -> Any:

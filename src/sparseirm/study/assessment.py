@@ -12,14 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sparseirm.estimator import EnvironmentWarning, SparseIRMClassifier, SparseIRMRegressor
+from sparseirm.core import Loss
+from sparseirm.estimator import EnvironmentWarning, Estimator, SparseIRMClassifier, SparseIRMRegressor
 from sparseirm.evaluation.readouts import disagreement
 from sparseirm.randomness import generator
 
 if TYPE_CHECKING:
     import pandas as pd
-
-Estimator = SparseIRMClassifier | SparseIRMRegressor
 
 IMPORTANCE_ROWS, IMPORTANCE_COLUMNS = 1000, 200
 """Rows per environment and columns, those with most weight, whose importance is measured."""
@@ -202,33 +201,16 @@ class _View:
     def _seen(
         self, env: str, y: NDArray[Any], inputs: Tensor, logits: Tensor, target: Tensor, apart: float | None
     ) -> Seen:
-        losses = self.model.loss.value(logits, target)
-        n, risk = len(losses), float(losses.mean())
-        variance = float(losses.var(correction=0))
-        if self.classifies:
-            score = float((self.model.loss.predict(logits) == target).double().mean())
-            error = float(np.sqrt(score * (1 - score) / n))
-        else:
-            power = max(float(target.var(correction=0)), 1e-12)
-            score, error = 1 - risk / power, float(np.sqrt(variance / n)) / power
-        return Seen(
-            env=env,
-            rows=n,
-            risk=risk,
-            risk_variance=variance,
-            score=score,
-            score_error=error,
-            constant_risk=float(self.constant(y).mean()),
-            disagreement=apart,
-            importance=self._importance(env, inputs[:IMPORTANCE_ROWS], target[:IMPORTANCE_ROWS]),
-            bins=self._bins(logits, target),
+        importance = self._importance(env, inputs[:IMPORTANCE_ROWS], target[:IMPORTANCE_ROWS])
+        return seen_in(
+            env, logits, target, self.model.loss, float(self.constant(y).mean()), apart, importance
         )
 
     def _disagreement(
         self, inputs: Tensor, logits: Tensor, target: Tensor, env: NDArray[np.int64]
     ) -> list[float | None]:
         used = next(self.model.module_.parameters()).detach().abs().sum(0) > 0
-        residual = _one_hot(target, logits) - _prediction(logits) if self.classifies else target - logits
+        residual = one_hot(target, logits) - probabilities(logits) if self.classifies else target - logits
         found = disagreement(inputs[:, used].double().numpy(), residual.double().numpy(), env)
         return [None if np.isnan(value) else float(value) for value in found]
 
@@ -250,28 +232,76 @@ class _View:
             rises[self.model.columns_[at]] = after - before
         return rises
 
-    def _bins(self, logits: Tensor, target: Tensor) -> list[tuple[float, float, float]]:
-        """Rows by what was predicted: probability of the predicted class, or the standardised target."""
-        if self.classifies:
-            told, label = _prediction(logits).max(1)
-            came = (label == target).double()
-            edges = torch.linspace(0, 1, BINS + 1)[1:-1]
-        else:
-            told, came = logits, target
-            edges = torch.special.ndtri(torch.linspace(0, 1, BINS + 1)[1:-1])
-        place = torch.bucketize(told.double(), edges.double())
-        sums = torch.zeros(BINS, 3, dtype=torch.float64)
-        sums.index_add_(0, place, torch.stack([torch.ones_like(told), told, came.double()], dim=1).double())
-        return [tuple(row) for row in sums.tolist()]
+
+def seen_in(
+    env: str,
+    logits: Tensor,
+    target: Tensor,
+    loss: Loss,
+    constant_risk: float,
+    disagreement: float | None = None,
+    importance: dict[str, float] | None = None,
+) -> Seen:
+    """What a model says about the rows of one environment against what is true.
+
+    Args:
+        env: name of the environment.
+        logits: ``(n,)`` or ``(n, k)``, or standardised predictions.
+        target: ``(n,)`` class numbers, or standardised targets.
+        loss: the loss per row.
+        constant_risk: mean loss of the best constant prediction.
+        disagreement: see `Seen`.
+        importance: see `Seen`.
+
+    Returns:
+        Risk, score and calibration, with what was given.
+    """
+    losses = loss.value(logits, target)
+    n, risk = len(losses), float(losses.mean())
+    variance = float(losses.var(correction=0))
+    if loss.classifies:
+        score = float((loss.predict(logits) == target).double().mean())
+        error = float(np.sqrt(score * (1 - score) / n))
+    else:
+        power = max(float(target.var(correction=0)), 1e-12)
+        score, error = 1 - risk / power, float(np.sqrt(variance / n)) / power
+    return Seen(
+        env=env,
+        rows=n,
+        risk=risk,
+        risk_variance=variance,
+        score=score,
+        score_error=error,
+        constant_risk=constant_risk,
+        disagreement=disagreement,
+        importance=importance or {},
+        bins=_bins(logits, target, loss.classifies),
+    )
 
 
-def _prediction(logits: Tensor) -> Tensor:
+def _bins(logits: Tensor, target: Tensor, classifies: bool) -> list[tuple[float, float, float]]:
+    """Rows by what was predicted: probability of the predicted class, or the standardised target."""
+    if classifies:
+        told, label = probabilities(logits).max(1)
+        came = (label == target).double()
+        edges = torch.linspace(0, 1, BINS + 1)[1:-1]
+    else:
+        told, came = logits, target
+        edges = torch.special.ndtri(torch.linspace(0, 1, BINS + 1)[1:-1])
+    place = torch.bucketize(told.double(), edges.double())
+    sums = torch.zeros(BINS, 3, dtype=torch.float64)
+    sums.index_add_(0, place, torch.stack([torch.ones_like(told), told, came.double()], dim=1).double())
+    return [tuple(row) for row in sums.tolist()]
+
+
+def probabilities(logits: Tensor) -> Tensor:
     """Probabilities of all classes, ``(n, k)``."""
     if logits.ndim == 1:
         logits = torch.stack([torch.zeros_like(logits), logits], dim=1)
     return logits.softmax(1)
 
 
-def _one_hot(target: Tensor, logits: Tensor) -> Tensor:
+def one_hot(target: Tensor, logits: Tensor) -> Tensor:
+    """The class numbers as ``(n, k)`` zeros and ones, as many columns as there are classes."""
     k = 2 if logits.ndim == 1 else logits.shape[1]
     return torch.nn.functional.one_hot(target, k).double()

@@ -1,4 +1,4 @@
-"""``sparseirm fit`` and ``sparseirm predict``: a table in, a checked model out, predictions for new rows."""
+"""What ``sparseirm fit`` and ``sparseirm predict`` do with a table."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import tyro
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -20,11 +19,12 @@ from sparseirm.core import SettingError
 from sparseirm.estimator import SparseIRMClassifier, load
 from sparseirm.experiments.executors import local
 from sparseirm.files import write_bytes, write_json
-from sparseirm.monitor import counted, listed
+from sparseirm.monitor import Finding, counted, listed
 from sparseirm.runs import environment
-from sparseirm.study.choice import EnvScore
+from sparseirm.study.choice import Choice, EnvScore, Standing
 from sparseirm.study.comparison import candidates, folds
 from sparseirm.study.problem import Problem, build_problem
+from sparseirm.study.report import page
 from sparseirm.study.result import as_result
 from sparseirm.study.study import Study, conduct
 from sparseirm.table.columns import OTHER, as_text
@@ -34,17 +34,17 @@ from sparseirm.training.loop import Record
 if TYPE_CHECKING:
     import pandas as pd
 
-RESULT = "result.json"
+RESULT, REPORT = "result.json", "report.html"
 
 
-def fit(
-    data: tyro.conf.Positional[Path],
+def fit_table(
+    data: Path,
     *,
     target: str,
     env: str,
     test_env: tuple[str, ...] = (),
-    task: Literal["auto", "classification", "regression"] = "auto",
-    method: Literal["auto", "erm", "irm", "sparseirm"] = "auto",
+    task: str = "auto",
+    method: str = "auto",
     drop: tuple[str, ...] = (),
     categorical: tuple[str, ...] = (),
     columns: tuple[int, ...] = (),
@@ -52,7 +52,7 @@ def fit(
     steps: int | None = None,
     rows: int = 20_000,
     encoding: str = "utf-8",
-    decimal: Literal[".", ","] = ".",
+    decimal: str = ".",
     workers: int | None = None,
     out: Path = Path("out/fit"),
 ) -> Study:
@@ -60,7 +60,8 @@ def fit(
 
     Says what it takes each column for, compares plain training (ERM), IRM and SparseIRM by leaving out one
     environment after the other, takes one by a rule that never sees `--test-env`, says which columns are
-    stable and which look spurious, and writes the model and ``result.json`` to ``--out``.
+    stable and which look spurious, and writes the model, ``result.json`` and a page to read,
+    ``report.html``, to ``--out``.
 
     Example: sparseirm fit patients.csv --target relapse --env hospital --test-env Ulm --out out/relapse
 
@@ -73,7 +74,7 @@ def fit(
         method: which method to take; auto applies the rule.
         drop: columns that are no inputs.
         categorical: number columns whose values are names, such as codes.
-        columns: how many columns SparseIRM may keep, each number tried; up to five by default.
+        columns: how many columns gates may keep, each number tried; by default a fifth and half of them.
         seeds: seeds of the comparison; each leaves out other rows.
         steps: optimiser steps of every fit; by default as many as the table's size asks for.
         rows: rows the comparison uses at most; the final model is fitted to all.
@@ -85,42 +86,44 @@ def fit(
     Returns:
         The study.
     """
-    _check_numbers(seeds, steps, rows)
+    check_numbers(seeds, steps, rows)
     frame = read_table(data, encoding, decimal)
     problem = build_problem(frame, target, env, test_env, task, drop, categorical)
     del frame
     tried = candidates(sum(column.used for column in problem.columns), columns, steps)
-    console = Console(width=100, highlight=False, markup=False)
+    console = plain_console()
     _say_problem(console, problem, data)
     parts = folds(problem, seeds, rows)
-    with _claimed(out), local(workers) as pool:
+    with claimed(out), local(workers) as pool:
         fits = len(tried) * len(parts)
-        with _bar("comparing", fits, "fits") as on_fit, _bar("final fit", 1, "steps") as on_step:
+        with bar("comparing", fits, "fits") as on_fit, bar("final fit", 1, "steps") as on_step:
 
             def after_step(record: Record, steps: int) -> None:
                 on_step(completed=record.step, total=steps)
 
             study = conduct(problem, tried, parts, pool, method, lambda: on_fit(advance=1), after_step)
-        settings = _settings(data, test_env, task, method, drop, categorical, seeds, steps, rows)
+        settings = _settings(data, test_env, task, method, drop, categorical, seeds, steps, rows, str(out))
         study.model.save(out)
-        write_json(out / RESULT, as_result(study, settings, environment(torch.device("cpu"))))
+        result = as_result(study, settings, environment(torch.device("cpu")))
+        write_json(out / RESULT, result)
+        write_bytes(out / REPORT, page(result))
     _say_study(console, study, out)
     return study
 
 
-def predict(
-    model: tyro.conf.Positional[Path],
-    data: tyro.conf.Positional[Path],
+def predict_table(
+    model: Path,
+    data: Path,
     *,
-    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
+    output: Path,
     encoding: str = "utf-8",
-    decimal: Literal[".", ","] = ".",
+    decimal: str = ".",
 ) -> int:
     """Predict the rows of a table with a model that ``sparseirm fit`` wrote.
 
-    Writes a CSV file with a row for each row of the table, in its order: ``prediction``, with the labels of the
-    training table, and for classes ``probability_LABEL``. Columns the model does not use are ignored; values it
-    never saw in training count as others or missing, and are counted.
+    Writes a CSV file with a row for each row of the table, in its order: ``prediction``, with the labels of
+    the training table, and for classes ``probability_LABEL``. Columns the model does not use are ignored;
+    values it never saw in training count as others or missing, and are counted.
 
     Example: sparseirm predict out/relapse new.csv -o predictions.csv
 
@@ -138,10 +141,7 @@ def predict(
 
     estimator = load(model)
     frame = read_table(data, encoding, decimal)
-    if output.exists() and output.samefile(data):
-        raise SettingError(f"`output` {output} is the table itself; choose another file.")
-    if output.is_dir():
-        raise SettingError(f"`output` {output} is a folder; name a file in it.")
+    check_output(output, data)
     names = [column.name for column in estimator.encoding_.columns]
     needed = [column for column in estimator.encoding_.columns if column.used]
     absent = [column.name for column in needed if column.name not in frame.columns]
@@ -165,7 +165,21 @@ def predict(
     return len(told)
 
 
-def _check_numbers(seeds: Sequence[int], steps: int | None, rows: int) -> None:
+def plain_console() -> Console:
+    """Where commands print; what looks like markup in names of the data is printed as it is."""
+    return Console(width=100, highlight=False, markup=False)
+
+
+def check_output(output: Path, data: Path) -> None:
+    """Refuse to write predictions over the data, or to a folder."""
+    if output.exists() and output.samefile(data):
+        raise SettingError(f"`output` {output} is the data themselves; choose another file.")
+    if output.is_dir():
+        raise SettingError(f"`output` {output} is a folder; name a file in it.")
+
+
+def check_numbers(seeds: Sequence[int], steps: int | None, rows: int = 100) -> None:
+    """Refuse numbers out of their range."""
     if not seeds or len(set(seeds)) < len(seeds):
         raise SettingError(f"`seeds` must name each one once, and at least one; got {list(seeds)}.")
     if steps is not None and steps < 1:
@@ -175,7 +189,7 @@ def _check_numbers(seeds: Sequence[int], steps: int | None, rows: int) -> None:
 
 
 @contextmanager
-def _claimed(out: Path) -> Iterator[None]:
+def claimed(out: Path) -> Iterator[None]:
     """The output folder, made if it is missing, and taken away again if nothing came of it."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         what = "holds something" if out.is_dir() else "is a file"
@@ -199,12 +213,12 @@ def _claimed(out: Path) -> Iterator[None]:
 
 
 def _settings(data: Path, *given: Any) -> dict[str, Any]:
-    names = ("test_env", "task", "method", "drop", "categorical", "seeds", "steps", "rows")
+    names = ("test_env", "task", "method", "drop", "categorical", "seeds", "steps", "rows", "out")
     return {"data": data.name, **dict(zip(names, given, strict=True))}
 
 
 @contextmanager
-def _bar(title: str, total: int, unit: str) -> Iterator[Callable[..., None]]:
+def bar(title: str, total: int, unit: str) -> Iterator[Callable[..., None]]:
     """A progress bar on a terminal, silence elsewhere; yields the function that moves it."""
     columns = (
         TextColumn("{task.description}"),
@@ -238,12 +252,21 @@ def _say_problem(console: Console, problem: Problem, data: Path) -> None:
 
 
 def _say_study(console: Console, study: Study, out: Path) -> None:
-    unit = "accuracy" if study.problem.classes else "R2"
+    say_table(console, study.table, study.choice, "accuracy" if study.problem.classes else "R2")
+    for verdict in sorted({verdict.verdict for verdict in study.verdicts}):
+        names = [one.column for one in study.verdicts if one.verdict == verdict]
+        console.print(f"{verdict}: {listed(names, 30)}")
+    say_findings(console, study.findings)
+    say_files(console, out, study.seconds)
+
+
+def say_table(console: Console, table: Sequence[Standing], choice: Choice, unit: str) -> None:
+    """Print how each candidate did, with a mark at the one taken."""
     shown = Table(title=f"{unit}, mean over environments (worst)")
     for heading in ("method", "left-out envs", "left-out rows", "test", "uneven", "disagreement"):
         shown.add_column(heading, justify="left" if heading == "method" else "right")
-    for one in study.table:
-        mark = "> " if one is study.choice.taken else "  "
+    for one in table:
+        mark = "> " if one is choice.taken else "  "
         shown.add_row(
             mark + one.candidate.label,
             *(_mean_and_worst(scores) for scores in (one.held_out, one.fresh, one.tested)),
@@ -251,14 +274,20 @@ def _say_study(console: Console, study: Study, out: Path) -> None:
             f"{one.disagreement:.2f}",
         )
     console.print(shown)
-    for verdict in sorted({verdict.verdict for verdict in study.verdicts}):
-        names = [one.column for one in study.verdicts if one.verdict == verdict]
-        console.print(f"{verdict}: {listed(names, 30)}")
+
+
+def say_findings(console: Console, findings: Sequence[Finding]) -> None:
+    """Print the monitor's findings."""
     colours = {"good": "green", "note": "blue", "warning": "yellow", "problem": "red"}
-    for finding in study.findings:
+    for finding in findings:
         told = f": {finding.seen} {finding.do}".removesuffix(" Nothing.")
         console.print(Text.assemble((finding.severity, colours[finding.severity]), told))
-    console.print(f"model and {RESULT}: {out} ({study.seconds:.0f} s)", soft_wrap=True)
+
+
+def say_files(console: Console, out: Path, seconds: float) -> None:
+    """Print where everything is."""
+    console.print(f"model and {RESULT}: {out} ({seconds:.0f} s)", soft_wrap=True)
+    console.print(f"to read: {out / REPORT}", soft_wrap=True)
 
 
 def _mean_and_worst(scores: Sequence[EnvScore]) -> str:
@@ -277,4 +306,3 @@ def _say_new_values(frame: pd.DataFrame, columns: Sequence[Any]) -> None:
             if new:
                 rows = int(np.isin(text, new).sum())
                 print(f"column {column.name!r}: {rows} rows with values not seen in training: {listed(new)}")
-

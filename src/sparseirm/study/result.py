@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from sparseirm.study.assessment import Assessment
-from sparseirm.study.choice import LEAST_SKILL, MOST_DISAGREEMENT, MOST_UNEVEN
+from sparseirm.study.assessment import Assessment, Seen
+from sparseirm.study.choice import LEAST_SKILL, MOST_DISAGREEMENT, MOST_UNEVEN, Choice, Standing
 from sparseirm.study.problem import Problem
 from sparseirm.study.study import Study
 
@@ -25,8 +25,8 @@ def as_result(study: Study, settings: dict[str, Any], machine: dict[str, Any]) -
 
     Returns:
         Plain data; None stands for numbers that JSON has no words for. Its parts are ``data`` (columns and
-        environments), ``findings``, ``comparison`` (every candidate in every environment, the rule and what it
-        took), ``columns`` (verdicts), ``calibration`` and ``model``.
+        environments), ``findings``, ``comparison`` (every candidate in every environment, the rule and what
+        it took), ``columns`` (verdicts), ``calibration`` and ``model``.
     """
     taken = study.choice.taken.candidate
     payload = {
@@ -35,14 +35,14 @@ def as_result(study: Study, settings: dict[str, Any], machine: dict[str, Any]) -
         "settings": settings,
         "data": _data(study.problem),
         "findings": [asdict(finding) for finding in study.findings],
-        "comparison": _comparison(study),
+        "comparison": comparison(study.choice, study.table, "accuracy" if study.problem.classes else "R2"),
         "columns": {"by": study.witness.name, "verdicts": [asdict(verdict) for verdict in study.verdicts]},
-        "calibration": {name: _calibration(study.found, name) for name in {"erm": 0, taken.name: 0}},
+        "calibration": {name: calibration(study.found, name) for name in {"erm": 0, taken.name: 0}},
         "model": _model(study),
         "seconds": study.seconds,
         "environment": machine,
     }
-    plain: dict[str, Any] = _spelled(payload)
+    plain: dict[str, Any] = spelled(payload)
     return plain
 
 
@@ -71,10 +71,19 @@ def _environment(problem: Problem, e: int) -> dict[str, Any]:
     return {"name": problem.names[e], "role": role, "rows": int(rows.sum()), **told}
 
 
-def _comparison(study: Study) -> dict[str, Any]:
-    choice = study.choice
+def comparison(choice: Choice, table: Sequence[Standing], score: str) -> dict[str, Any]:
+    """Every candidate in every environment, the rule, and what it took.
+
+    Args:
+        choice: what was taken.
+        table: how each candidate did.
+        score: what scores are: accuracy or R2.
+
+    Returns:
+        Plain data.
+    """
     return {
-        "score": "R2" if not study.problem.classes else "accuracy",
+        "score": score,
         "rule": {
             "most_uneven": MOST_UNEVEN,
             "most_disagreement": MOST_DISAGREEMENT,
@@ -87,7 +96,7 @@ def _comparison(study: Study) -> dict[str, Any]:
                 "candidate": one.candidate.name,
                 "invariant": one.candidate.name in choice.invariant,
             }
-            for one in study.table
+            for one in table
         ],
         "taken": choice.taken.candidate.name,
         "why": choice.why,
@@ -95,17 +104,29 @@ def _comparison(study: Study) -> dict[str, Any]:
     }
 
 
-def _calibration(found: Sequence[Assessment], name: str) -> dict[str, list[dict[str, float]]]:
-    """By training environment the bins that hold fresh rows: how many, what was predicted, what came true.
+def calibration(found: Sequence[Assessment], name: str) -> dict[str, dict[str, list[dict[str, float]]]]:
+    """How far the predictions of a candidate came true, on ``held_out`` environments and on ``fresh`` rows.
 
-    Predicted is the probability of the predicted class, or the standardised target; what came true is the
-    share of hits, or the standardised target.
+    Args:
+        found: all assessments.
+        name: name of the candidate.
+
+    Returns:
+        By kind and environment the bins that hold rows: how many, what was predicted, and what came true.
+        Predicted is the probability of the predicted class, or the standardised target; what came true is
+        the share of hits, or the standardised target.
     """
+    mine = [one for one in found if one.candidate == name]
+    return {
+        kind: _bins([seen for one in mine if one.kind == kind.replace("_", " ") for seen in one.seen])
+        for kind in ("held_out", "fresh")
+    }
+
+
+def _bins(found: Sequence[Seen]) -> dict[str, list[dict[str, float]]]:
     sums: dict[str, Any] = {}
-    for one in found:
-        if one.candidate == name and one.kind == "fresh":
-            for seen in one.seen:
-                sums[seen.env] = sums.get(seen.env, 0) + np.array(seen.bins)
+    for seen in found:
+        sums[seen.env] = sums.get(seen.env, 0) + np.array(seen.bins)
     return {
         env: [
             {"rows": rows, "predicted": told / rows, "true": came / rows}
@@ -130,12 +151,12 @@ def _model(study: Study) -> dict[str, Any]:
     }
 
 
-def _spelled(value: Any) -> Any:
+def spelled(value: Any) -> Any:
     """The same with lists for tuples, and None for numbers that are not finite."""
     if isinstance(value, dict):
-        return {str(name): _spelled(part) for name, part in value.items()}
+        return {str(name): spelled(part) for name, part in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_spelled(part) for part in value]
+        return [spelled(part) for part in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

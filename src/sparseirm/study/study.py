@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass
 
 import numpy as np
 
+from sparseirm.estimator import Estimator
+from sparseirm.experiments.executors import Submitter
 from sparseirm.monitor import Finding, after, before, during
-from sparseirm.study.assessment import Assessment, Candidate, Estimator
+from sparseirm.study.assessment import Assessment, Candidate
 from sparseirm.study.choice import Choice, Standing, choose, standings
 from sparseirm.study.comparison import Fold, compare_candidates
 from sparseirm.study.problem import Problem
@@ -68,7 +69,7 @@ def conduct(
     problem: Problem,
     tried: Sequence[Candidate],
     parts: Sequence[Fold],
-    executor: Executor,
+    executor: Submitter,
     wanted: str = "auto",
     on_fit: Callable[[], None] = lambda: None,
     on_step: Callable[[Record, int], None] = lambda record, steps: None,
@@ -102,7 +103,8 @@ def conduct(
     names = np.array(problem.names, dtype=object)
     model.fit(problem.inputs.iloc[rows], problem.y[rows], env=names[problem.env[rows]])
     del model.on_step
-    findings = [*look(problem), *_on_fit(model, choice.taken), *_afterwards(problem, choice, table, verdicts)]
+    unit = "accuracy" if problem.classes else "R2"
+    findings = [*look(problem), *_on_fit(model, choice.taken), *afterwards(choice, table, verdicts, unit)]
     seconds = time.monotonic() - begun
     return Study(problem, found, table, choice, sparse, verdicts, findings, model, seconds)
 
@@ -120,10 +122,20 @@ def _on_fit(model: Estimator, taken: Standing) -> list[Finding]:
     )
 
 
-def _afterwards(
-    problem: Problem, choice: Choice, table: Sequence[Standing], verdicts: Sequence[Verdict]
+def afterwards(
+    choice: Choice, table: Sequence[Standing], verdicts: Sequence[Verdict], unit: str
 ) -> list[Finding]:
-    unit = "accuracy" if problem.classes else "R2"
+    """The monitor's findings on the comparison.
+
+    Args:
+        choice: what was taken.
+        table: how each candidate did.
+        verdicts: on columns, if there are any.
+        unit: what scores are, such as accuracy.
+
+    Returns:
+        The findings.
+    """
     told = f"Taken: {choice.taken.candidate.label}. {choice.why}"
     found = [Finding("after", "good", "choice", told, "Nothing.")]
     if choice.taken.held_out:
@@ -132,8 +144,8 @@ def _afterwards(
         found.append(
             Finding(
                 *("after", "warning", "not checked"),
-                "With two training environments, leaving one out leaves one, and nothing to compare: no method "
-                "could be tried on an environment it had not seen. Scores are those of rows left out.",
+                "With two training environments, leaving one out leaves one, and nothing to compare: no "
+                "method could be tried on an environment it had not seen. Scores are those of rows left out.",
                 "Keep a third environment, even a small one; or treat the result as untested.",
             )
         )
@@ -147,7 +159,8 @@ def _afterwards(
                 *("after", "warning", "spurious-looking columns"),
                 f"{', '.join(spurious)}: ERM uses them, but their relation to the target changes between "
                 "environments.",
-                "Ask how these values come about: after the target, or by a site's own habits? Drop them if so.",
+                "Ask how these values come about: after the target, or by a site's own habits? If so, drop "
+                "them.",
             )
         )
     stable = [one.column for one in verdicts if one.verdict == STABLE]

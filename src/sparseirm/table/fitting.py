@@ -140,7 +140,12 @@ def fit_rows(
 
 
 def _found(
-    design: Design, inputs: NDArray[np.float32], rows: Rows, loss: Loss, n_outputs: int, blocks: tuple[int, ...]
+    design: Design,
+    inputs: NDArray[np.float32],
+    rows: Rows,
+    loss: Loss,
+    n_outputs: int,
+    blocks: tuple[int, ...],
 ) -> list[int]:
     """The columns a search finds; all of them if there is nothing to compare and no budget."""
     env = rows.env if design.kind.invariant else np.zeros_like(rows.env)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,9 +43,9 @@ def find_columns(
 
     where ``R`` is the risk of one linear predictor for all rows (with an intercept for each environment) and
     ``R_e`` that of a predictor of environment e alone: the terms ``R(beta, Phi) - R_e(beta_e, Phi)`` of
-    equation 14 of the Sparse IRM paper and REx's difference of the risks in one, on a scale that knows no unit.
+    equation 14 of the Sparse IRM paper and REx's difference of the risks in one, on a scale without a unit.
     ``chance`` is what rows of one kind would show by chance. Columns are added and removed one by one, from
-    none and from all, for as long as it helps; each move is foreseen from gradient and curvature, then fitted.
+    none and from all; what a move brings is foreseen from gradient and curvature, and then fitted.
 
     Args:
         x: ``(n, d)`` inputs of about unit variance.
@@ -200,6 +200,9 @@ class _Search:
             risks: of the predictor for all rows, then of those of each environment.
             noise: mean square error of the logarithm of an environment's risk.
             inputs: number of inputs.
+
+        Returns:
+            The cost, in nats of log risk.
         """
         envs, risk = len(risks) - 1, max(float(risks[0]), 1e-12)
         one = (1 / (2 * risk) if self.classifies else 1.0) / len(self.env)  # log risk a useless input removes
@@ -264,6 +267,6 @@ def _loss(told: Floats, target: Floats, classifies: bool) -> tuple[Floats, Float
     return np.logaddexp(0, told) - target * told, p - target, np.maximum(p * (1 - p), 1e-9)
 
 
-def _quadratic(matrix: Floats, vector: Floats) -> float:
+def _quadratic(matrix: NDArray[Any], vector: NDArray[Any]) -> float:
     """``vector . matrix^-1 vector / 2``."""
-    return float(vector @ cast(Floats, np.linalg.solve(matrix, vector)) / 2)
+    return float(vector @ np.linalg.solve(matrix, vector) / 2)
