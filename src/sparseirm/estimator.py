@@ -18,7 +18,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 from torch import Tensor
 
-from sparseirm.core import Loss, NonFiniteError, SettingError
+from sparseirm.core import Loss, NonFiniteError, SettingError, Tensors
 from sparseirm.files import read_json, read_tensors, write_json, write_tensors
 from sparseirm.losses import BINARY, MULTICLASS, SQUARED
 from sparseirm.registry import one_of
@@ -138,6 +138,7 @@ class _SparseIRM(BaseEstimator):
         y = column_or_1d(y, warn=True)
         assert_all_finite(y, input_name="y")
         check_consistent_length(X, y)
+        _check_size(X.shape)
         frame = _with_text_names(X)
         columns = infer_columns(frame)
         return values(columns, frame), columns, y
@@ -334,7 +335,8 @@ class SparseIRMClassifier(ClassifierMixin, _SparseIRM):  # type: ignore[misc]
         Returns:
             ``(n,)`` labels, of the kind that were given in training.
         """
-        return cast(NDArray[Any], self.classes_[self.predict_proba(X).argmax(1)])
+        places = self.predict_proba(X).argmax(1)
+        return cast(NDArray[Any], self.classes_[places])
 
     @property
     def loss(self) -> Loss:  # type: ignore[override]
@@ -451,6 +453,7 @@ def as_saved(estimator: _SparseIRM) -> dict[str, Any]:
         "parameters": _plain(parameters),
         "fitted": _plain({name: getattr(estimator, name) for name in SAVED if hasattr(estimator, name)}),
         "encoding": estimator.encoding_.to_json(),
+        "width": len(next(estimator.module_.parameters())),
     }
 
 
@@ -470,22 +473,30 @@ def load(folder: Path | str) -> Estimator:
     place = Path(folder)
     if not (place / SETTINGS).is_file() or not (place / MODEL).is_file():
         raise SettingError(f"{folder} holds no saved estimator: {SETTINGS} and {MODEL} are not both there.")
-    return restored(read_json(place / SETTINGS), read_tensors(place / MODEL)[0])
+    return restored(read_json(place / SETTINGS), read_tensors(place / MODEL)[0], folder)
 
 
-def restored(payload: dict[str, Any], tensors: dict[str, Tensor]) -> Estimator:
+def restored(payload: dict[str, Any], tensors: Tensors, source: Path | str) -> Estimator:
     """The estimator of `as_saved` and the weights of its network.
 
     Args:
         payload: what `as_saved` gave.
         tensors: the weights by name.
+        source: where they are from, for messages.
 
     Returns:
         The estimator.
 
     Raises:
-        SettingError: if it is of an unknown class.
+        SettingError: if they are not those of an estimator of this version.
     """
+    try:
+        return _restored(payload, tensors)
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError, RuntimeError) as error:
+        raise SettingError(f"{source} holds no estimator of this version: {error}.") from None
+
+
+def _restored(payload: dict[str, Any], tensors: Tensors) -> Estimator:
     kinds: dict[str, type[SparseIRMClassifier | SparseIRMRegressor]] = {
         kind.__name__: kind for kind in (SparseIRMClassifier, SparseIRMRegressor)
     }
@@ -494,12 +505,13 @@ def restored(payload: dict[str, Any], tensors: dict[str, Tensor]) -> Estimator:
         parameters["class_weight"] = dict(parameters["class_weight"])
     estimator = kinds[one_of("estimator", payload["class"], kinds)](**parameters)
     for name, value in payload["fitted"].items():
+        one_of("fitted attribute", name, SAVED)
         kept = np.array(value, dtype=object if name == "feature_names_in_" else None)
         setattr(estimator, name, kept if name in ("classes_", "feature_names_in_") else value)
     estimator.encoding_ = Encoding.from_json(payload["encoding"])
-    first = tensors[min(name for name in tensors if name.endswith("weight"))]
-    module = estimator.design.module(first.shape[1], first.shape[0], estimator._n_outputs).double()
-    module.load_state_dict(tensors)
+    n_inputs = sum(estimator.encoding_.blocks)
+    module = estimator.design.module(n_inputs, payload["width"], estimator._n_outputs)
+    module.double().load_state_dict(tensors)
     estimator.module_ = module.eval()
     return estimator
 
@@ -509,15 +521,15 @@ def _is_frame(X: Any) -> bool:
 
 
 def _with_text_names(frame: Any) -> Any:
-    return frame.set_axis([str(name) for name in frame.columns], axis=1)
+    names = [str(name) for name in frame.columns]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise SettingError(f"X has more than one column named {twice!r}; rename them.")
+    return frame.set_axis(names, axis=1)
 
 
 def _dense(found: Any) -> NDArray[np.float64]:
-    if found.shape[0] * found.shape[1] > MOST_CELLS:
-        raise SettingError(
-            f"a table of {found.shape[0]} x {found.shape[1]} is too large: at most {MOST_CELLS} values can "
-            "be made dense. Select or reduce columns before fitting."
-        )
+    _check_size(found.shape)
     numbers = np.ascontiguousarray(found.toarray() if sparse.issparse(found) else found)
     if np.isinf(numbers).any():
         row, column = np.argwhere(np.isinf(numbers))[0]
@@ -525,6 +537,14 @@ def _dense(found: Any) -> NDArray[np.float64]:
             f"X holds infinity (inf) in row {row}, column {column}; NaN would count as missing."
         )
     return cast(NDArray[np.float64], numbers)
+
+
+def _check_size(shape: tuple[int, int]) -> None:
+    if shape[0] * shape[1] > MOST_CELLS:
+        raise SettingError(
+            f"a table of {shape[0]} x {shape[1]} is too large: at most {MOST_CELLS} values can be held in "
+            "memory. Select columns or rows before fitting."
+        )
 
 
 def _seed(random_state: Any) -> int:
@@ -541,8 +561,11 @@ def _weights(sample_weight: Any, n: int) -> NDArray[np.float64]:
         raise SettingError(
             f"`sample_weight` must have one value for each of the {n} rows; got shape {weight.shape}."
         )
-    if (weight < 0).any() or not (weight > 0).any():
-        raise SettingError("`sample_weight` must be 0 or more, and more than 0 for some row.")
+    if (weight < 0).any():
+        row = int((weight < 0).argmax())
+        raise SettingError(f"`sample_weight` must be 0 or more; got {weight[row]:g} in row {row}.")
+    if not (weight > 0).any():
+        raise SettingError("every `sample_weight` is zero; there is nothing to learn from.")
     return cast(NDArray[np.float64], weight)
 
 

@@ -77,17 +77,17 @@ def before(
 
 
 def _number_of_environments(names: Sequence[str]) -> list[Finding]:
-    listed = f"{len(names)} training environment{'s'[: len(names) > 1]}: {_listed(names)}"
+    seen = f"{counted(len(names), 'training environment')}: {listed(names)}"
     if len(names) == 1:
         do = "Invariance needs two or more; name a column that says where or when each row was taken."
-        return [Finding("before", "problem", "environments", f"{listed}.", do)]
+        return [Finding("before", "problem", "environments", f"{seen}.", do)]
     if len(names) == 2:
         do = (
             "A spurious column must differ between these two to be seen, and leaving one out to test leaves "
             "nothing to compare. A third environment, even a small one, helps most."
         )
-        return [Finding("before", "warning", "environments", f"Only {listed}.", do)]
-    return [Finding("before", "good", "environments", f"{listed}.", "Nothing.")]
+        return [Finding("before", "warning", "environments", f"Only {seen}.", do)]
+    return [Finding("before", "good", "environments", f"{seen}.", "Nothing.")]
 
 
 def _sizes(env: NDArray[np.int64], names: Sequence[str]) -> list[Finding]:
@@ -97,7 +97,7 @@ def _sizes(env: NDArray[np.int64], names: Sequence[str]) -> list[Finding]:
         return [
             Finding(
                 *("before", "warning", "small environments"),
-                f"Few rows in {_listed(small)}.",
+                f"Few rows in {listed(small)}.",
                 "Environments count alike in the loss, however small: merge small ones that belong together.",
             )
         ]
@@ -113,7 +113,7 @@ def _labels(y: Floats, env: NDArray[np.int64], names: Sequence[str], classes: Se
         found.append(
             Finding(
                 *("before", "warning", "absent class"),
-                f"No row of class {_listed(absent)}.",
+                f"No row of class {listed(absent)}.",
                 "There the model cannot learn what sets that class apart, and the environment itself becomes "
                 "a clue. Collect such rows, or drop the class or the environment.",
             )
@@ -485,6 +485,20 @@ def after(gain: Interval, unit: str, better_named: str) -> Finding:
     )
 
 
-def _listed(names: Sequence[str], most: int = 8) -> str:
+def counted(n: int, noun: str) -> str:
+    """A number and its noun.
+
+    >>> counted(1, "row"), counted(0, "row")
+    ('1 row', '0 rows')
+    """
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+def listed(names: Sequence[str], most: int = 8) -> str:
+    """Names with commas between them; those beyond ``most`` are only counted.
+
+    >>> listed(["a", "b", "c"], most=1)
+    'a and 2 more'
+    """
     shown = ", ".join(map(str, names[:most]))
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

@@ -19,7 +19,7 @@ from sparseirm.core import SettingError
 from sparseirm.estimator import SparseIRMClassifier, load
 from sparseirm.experiments.executors import local
 from sparseirm.files import write_bytes, write_json
-from sparseirm.monitor import Finding
+from sparseirm.monitor import Finding, counted, listed
 from sparseirm.runs import environment
 from sparseirm.study.choice import Choice, EnvScore, Standing
 from sparseirm.study.comparison import candidates, folds
@@ -147,8 +147,8 @@ def predict_table(
     absent = [column.name for column in needed if column.name not in frame.columns]
     if absent:
         raise SettingError(
-            f"{data} lacks the column{'s'[: len(absent) != 1]} {', '.join(map(repr, absent))}, which the model "
-            "was trained with. Add it, left empty where unknown."
+            f"{data} lacks {counted(len(absent), 'column')} the model was trained with: "
+            f"{listed([repr(name) for name in absent])}. Add what is missing, left empty where unknown."
         )
     extra = [name for name in frame.columns if name not in names]
     if extra:
@@ -280,8 +280,8 @@ def say_findings(console: Console, findings: Sequence[Finding]) -> None:
     """Print the monitor's findings."""
     colours = {"good": "green", "note": "blue", "warning": "yellow", "problem": "red"}
     for finding in findings:
-        severity = (finding.severity, colours[finding.severity])
-        console.print(Text.assemble(severity, f": {finding.seen} {finding.do}"))
+        told = f": {finding.seen} {finding.do}".removesuffix(" Nothing.")
+        console.print(Text.assemble((finding.severity, colours[finding.severity]), told))
 
 
 def say_files(console: Console, out: Path, seconds: float) -> None:
@@ -306,8 +306,3 @@ def _say_new_values(frame: pd.DataFrame, columns: Sequence[Any]) -> None:
             if new:
                 rows = int(np.isin(text, new).sum())
                 print(f"column {column.name!r}: {rows} rows with values not seen in training: {listed(new)}")
-
-
-def listed(names: Sequence[str], most: int = 12) -> str:
-    shown = ", ".join(names[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparseirm.core import NonFiniteError, SettingError
+from sparseirm.monitor import counted
 from sparseirm.study.assessment import Assessment, Candidate, Sample, assess
 from sparseirm.study.problem import Problem
 
@@ -52,7 +53,7 @@ def candidates(n_columns: int, kept: Sequence[int] = (), steps: int | None = Non
         *(
             Candidate(
                 name=f"sparseirm-{k}",
-                label=f"SparseIRM, gates on {k} column{'s'[: k != 1]}",
+                label=f"SparseIRM, gates on {counted(k, 'column')}",
                 parameters={"gates": "columns", "budget": k, **length},
                 columns=k,
             )

@@ -19,6 +19,7 @@ from sparseirm.core import SettingError
 from sparseirm.data.decoding import is_image_name, rgb
 from sparseirm.experiments.executors import local
 from sparseirm.files import read_tensors, write_bytes, write_json
+from sparseirm.monitor import listed
 from sparseirm.runs import MODEL, load_model
 from sparseirm.study.assessment import probabilities
 from sparseirm.study.commands import (
@@ -28,7 +29,6 @@ from sparseirm.study.commands import (
     check_numbers,
     check_output,
     claimed,
-    listed,
     plain_console,
     say_files,
     say_findings,

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparseirm.core import SettingError
+from sparseirm.monitor import counted
 from sparseirm.registry import one_of
 from sparseirm.table.columns import Column, as_numbers, as_text, infer_columns
 
@@ -147,14 +148,14 @@ def _environments(
     train = [name for name in found if name not in test_env]
     if len(train) < 2:
         raise SettingError(
-            f"{len(train)} environment{'s'[: len(train) != 1]} left for training in column {env!r} "
+            f"{counted(len(train), 'environment')} left for training in column {env!r} "
             f"({', '.join(train) or 'none'}); invariance needs two or more."
         )
     small = int(counts.argmin())
     if counts[small] < FEWEST_ROWS:
         raise SettingError(
-            f"environment {found[small]!r} has {counts[small]} row{'s'[: counts[small] != 1]}; each needs "
-            f"{FEWEST_ROWS} or more. Merge it with another, or remove its rows."
+            f"environment {found[small]!r} has {counted(counts[small], 'row')}; each needs {FEWEST_ROWS} or more. "
+            f"Merge it with another, or remove its rows."
         )
     names = (*train, *(name for name in found if name in test_env))
     place = {name: at for at, name in enumerate(names)}
@@ -197,8 +198,8 @@ def _target(values: pd.Series, target: str, task: str) -> tuple[NDArray[Any], tu
         )
     if counts.min() < FEWEST_ROWS:
         raise SettingError(
-            f"class {classes[counts.argmin()]} of {target!r} has {counts.min()} rows; each needs {FEWEST_ROWS} "
-            "or more. Merge it with another, or remove its rows."
+            f"class {classes[counts.argmin()]} of {target!r} has {counted(counts.min(), 'row')}; each needs "
+            f"{FEWEST_ROWS} or more. Merge it with another, or remove its rows."
         )
     return labels, tuple(as_text(classes))
 

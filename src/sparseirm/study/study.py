@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sparseirm.estimator import Estimator
 from sparseirm.monitor import Finding, after, before, during
-from sparseirm.study.assessment import Assessment, Candidate, Estimator
+from sparseirm.study.assessment import Assessment, Candidate
 from sparseirm.study.choice import Choice, Standing, choose, standings
 from sparseirm.study.comparison import Fold, compare_candidates
 from sparseirm.study.problem import Problem

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 CHUNK = 1 << 16
 """Rows transformed at a time."""
 
+MOST_INPUTS = 1 << 30
+"""Rows times inputs that are held in memory at most, four bytes each."""
+
 
 @dataclass(frozen=True)
 class Encoding:
@@ -84,12 +87,21 @@ class Encoding:
 
         Returns:
             ``(n, n_inputs)``, float32.
+
+        Raises:
+            SettingError: if a column in use is missing, a value does not fit the kind of its column, or the
+                inputs would be too many for the memory.
         """
-        out = np.empty((len(frame), sum(self.blocks)), dtype=np.float32)
-        for at in range(0, len(frame), CHUNK):
-            piece = frame[at : at + CHUNK]
-            given = piece if isinstance(piece, np.ndarray) else values(self.columns, piece)
-            out[at : at + CHUNK] = self.transformer.transform(given)
+        given = frame if isinstance(frame, np.ndarray) else values(self.columns, frame)
+        width = sum(self.blocks)
+        if len(given) * width > MOST_INPUTS:
+            raise SettingError(
+                f"{len(given)} rows of {width} inputs do not fit into memory; leave out columns with many "
+                "categories, or take fewer rows."
+            )
+        out = np.empty((len(given), width), dtype=np.float32)
+        for at in range(0, len(given), CHUNK):
+            out[at : at + CHUNK] = self.transformer.transform(given[at : at + CHUNK])
         return out
 
     def to_json(self) -> dict[str, Any]:
@@ -120,16 +132,19 @@ def values(columns: list[Column] | tuple[Column, ...], frame: pd.DataFrame) -> N
     """The columns in use as numbers: numbers and days as they are, categories as places in their levels.
 
     Args:
-        columns: the columns; a frame that lacks one in use is an error of the caller.
+        columns: the columns.
         frame: rows.
 
     Returns:
         ``(n, n_used)``, NaN where a number is missing.
 
     Raises:
-        SettingError: if a value does not fit the kind of its column.
+        SettingError: if a column in use is missing, or a value does not fit the kind of its column.
     """
     used = [column for column in columns if column.used]
+    absent = [column.name for column in used if column.name not in frame.columns]
+    if absent:
+        raise SettingError(f"the table has no column {absent[0]!r}, which was there in training.")
     found = [
         NUMBERS[column.kind](column.name, frame[column.name])
         if column.kind in NUMBERS

@@ -6,7 +6,7 @@ import csv
 import itertools
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,23 +80,36 @@ def need_pandas() -> Any:
 def _read_parquet(path: Path) -> pd.DataFrame:
     pandas = need_pandas()
     try:
-        return _as_frame(pandas.read_parquet(path))
+        from pyarrow import parquet
+
+        names = parquet.read_schema(path).names
     except ImportError:
         raise SettingError(
             'Parquet files need pyarrow, which is not installed: pip install "sparseirm[table]".'
         ) from None
     except Exception as error:  # pyarrow raises errors of many kinds for damaged files
         raise SettingError(f"{path} is not a readable Parquet file: {_first(error)}.") from None
+    _check_names(path, names)
+    try:
+        return _as_frame(pandas.read_parquet(path))
+    except Exception as error:
+        raise SettingError(f"{path} is not a readable Parquet file: {_first(error)}.") from None
+
+
+def _check_names(path: Path, names: Sequence[str]) -> None:
+    repeated = [name for name, times in Counter(names).items() if times > 1]
+    if repeated:
+        raise SettingError(f"{path} has more than one column named {repeated[0]!r}; rename them.")
+    if len(names) > MOST_COLUMNS:
+        raise SettingError(
+            f"{path} has {len(names)} columns; at most {MOST_COLUMNS} can be used. Keep those that matter."
+        )
 
 
 def _read_text(path: Path, encoding: str, decimal: str) -> pd.DataFrame:
     pandas = need_pandas()
     separator, names = _header(path, encoding)
-    repeated = [name for name, times in Counter(names).items() if times > 1]
-    if repeated:
-        raise SettingError(f"{path} has more than one column named {repeated[0]!r}; rename them.")
-    if len(names) > MOST_COLUMNS:
-        raise SettingError(_too_many(path, len(names)))
+    _check_names(path, names)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pandas.errors.ParserWarning)
@@ -151,11 +164,7 @@ def _opened(path: Path, encoding: str) -> Any:
 
 
 def _checked(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
-    if len(frame.columns) > MOST_COLUMNS:
-        raise SettingError(_too_many(path, len(frame.columns)))
-    repeated = frame.columns[frame.columns.duplicated()]
-    if len(repeated):
-        raise SettingError(f"{path} has more than one column named {repeated[0]!r}; rename them.")
+    _check_names(path, list(frame.columns))
     if len(frame) == 0:
         raise SettingError(f"{path} has names but no rows.")
     if frame.columns[0] == "" and _counts_rows(frame.iloc[:, 0]):
@@ -174,10 +183,6 @@ def _counts_rows(values: pd.Series) -> bool:
 def _as_frame(frame: pd.DataFrame) -> pd.DataFrame:
     frame.columns = [str(name) for name in frame.columns]
     return frame.reset_index(drop=True)
-
-
-def _too_many(path: Path, n: int) -> str:
-    return f"{path} has {n} columns; at most {MOST_COLUMNS} can be used. Keep those that matter."
 
 
 def _undecodable(path: Path, encoding: str, error: Exception) -> str:
