@@ -170,7 +170,7 @@ def test_a_model_without_any_column_can_be_taken_away() -> None:
 def test_the_order_of_the_tensors_does_not_matter() -> None:
     model = fitted("two", "weights")
     tensors = dict(reversed(model.module_.state_dict().items()))
-    again = restored(json.loads(json.dumps(as_saved(model))), tensors)
+    again = restored(json.loads(json.dumps(as_saved(model))), tensors, "memory")
     assert np.array_equal(again.predict_proba(frame()), model.predict_proba(frame()))
 
 

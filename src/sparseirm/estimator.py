@@ -473,26 +473,27 @@ def load(folder: Path | str) -> Estimator:
     place = Path(folder)
     if not (place / SETTINGS).is_file() or not (place / MODEL).is_file():
         raise SettingError(f"{folder} holds no saved estimator: {SETTINGS} and {MODEL} are not both there.")
-    return restored(read_json(place / SETTINGS), read_tensors(place / MODEL)[0])
+    return restored(read_json(place / SETTINGS), read_tensors(place / MODEL)[0], folder)
 
 
-def restored(payload: dict[str, Any], tensors: Tensors) -> Estimator:
+def restored(payload: dict[str, Any], tensors: Tensors, source: Path | str) -> Estimator:
     """The estimator of `as_saved` and the weights of its network.
 
     Args:
         payload: what `as_saved` gave.
         tensors: the weights by name.
+        source: where they are from, for messages.
 
     Returns:
         The estimator.
 
     Raises:
-        SettingError: if they are of another version, or do not fit each other.
+        SettingError: if they are not those of an estimator of this version.
     """
     try:
         return _restored(payload, tensors)
     except (KeyError, TypeError, AttributeError, IndexError, ValueError, RuntimeError) as error:
-        raise SettingError(f"this is no estimator of this version of the package: {error}.") from None
+        raise SettingError(f"{source} holds no estimator of this version: {error}.") from None
 
 
 def _restored(payload: dict[str, Any], tensors: Tensors) -> Estimator:

@@ -195,7 +195,7 @@ def load_table(path: Path | str) -> Estimator:
     tensors, note = read_compact(path)
     if "estimator" not in note:
         raise SettingError(f"{path} holds no table's model; use `load_compact`.")
-    return restored(note["estimator"], tensors)
+    return restored(note["estimator"], tensors, path)
 
 
 def _scaling(encoding: Encoding, used: list[int]) -> list[Any]:

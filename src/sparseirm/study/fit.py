@@ -80,14 +80,16 @@ def fit(
     """
     given: dict[str, Any] = {name: value for name, value in locals().items() if name != "data"}
     if holds_images(data, target, env):
-        return fit_images(data, **_heeded(fit_images, given, f"{data} holds images, not a table"))
+        return fit_images(
+            data, **_heeded(fit_images, given, _defaults(fit), f"{data} holds images, not a table")
+        )
     if target is None or env is None:
         raise SettingError(
             f"`target` and `env` must name columns of the table {data}: what to predict, and what says "
             "which environment a row belongs to. Images are a folder ENVIRONMENT/CLASS/IMAGE, or a CSV file "
             "with the columns path, label, env."
         )
-    return fit_table(data, **_heeded(fit_table, given, f"{data} is a table"))
+    return fit_table(data, **_heeded(fit_table, given, _defaults(fit), f"{data} is a table"))
 
 
 def predict(
@@ -120,7 +122,9 @@ def predict(
     """
     given: dict[str, Any] = {"output": output, "encoding": encoding, "decimal": decimal}
     if (model / MODEL).is_file():
-        return predict_images(model, data, **_heeded(predict_images, given, f"{model} is a model of images"))
+        return predict_images(
+            model, data, **_heeded(predict_images, given, _defaults(predict), f"{model} is a model of images")
+        )
     return predict_table(model, data, **given)
 
 
@@ -144,11 +148,16 @@ def holds_images(data: Path, target: str | None, env: str | None) -> bool:
         return False
 
 
-def _heeded(command: Callable[..., Any], given: dict[str, Any], why: str) -> dict[str, Any]:
+def _defaults(command: Callable[..., Any]) -> dict[str, Any]:
+    return {name: one.default for name, one in inspect.signature(command).parameters.items()}
+
+
+def _heeded(
+    command: Callable[..., Any], given: dict[str, Any], usual: dict[str, Any], why: str
+) -> dict[str, Any]:
     """The options a command has a use for; others are refused if they were given."""
-    usual = {**inspect.signature(fit).parameters, **inspect.signature(predict).parameters}
     known = inspect.signature(command).parameters
     for name, value in given.items():
-        if name not in known and value != usual[name].default:
+        if name not in known and value != usual[name]:
             raise SettingError(f"`{name}` has no effect: {why}; got {value}. Leave it out.")
     return {name: value for name, value in given.items() if name in known}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -131,10 +132,13 @@ def assess_images(
         What came of it, and where the logits depend on the image, see `attention`.
     """
     recipe, root = recipe_of(images, candidate, seed, leave_out, share), str(images.root)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", UserWarning
+        )  # of copies and absent classes, which the monitor tells of
         run(recipe, data_root=root, out=folder)
         module = load_model(folder)
-    data = recipe.make_data(root)
+        data = recipe.make_data(root)
     look = _Look(module, recipe.loss(data), _class_losses(data))
     assessment = Assessment(
         candidate=candidate.name,

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 
 from sparseirm.data.environments import DataSet
 from sparseirm.experiments.executors import Submitter
+from sparseirm.files import digest
 from sparseirm.monitor import Finding, Trace, before, during
 from sparseirm.runs import Result, run
 from sparseirm.study.assessment import Assessment, Candidate
@@ -100,7 +103,10 @@ def conduct_images(
         found = [assessment for assessment, _ in pairs]
         table = standings(tried, found)
         choice = choose(table, wanted)
-        whole = recipe_of(small, choice.taken.candidate, seeds[0]).make_data(str(small.root))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            whole = recipe_of(small, choice.taken.candidate, seeds[0]).make_data(str(small.root))
+        copies = _copies(small)
     final = recipe_of(images, choice.taken.candidate, seeds[0])
     steps = final.resolved().pinned(str(images.root)).plan(len(whole.train)).steps
     result = run(
@@ -111,7 +117,12 @@ def conduct_images(
         found=found,
         table=table,
         choice=choice,
-        findings=[*_look(whole), *_on_run(result, choice.taken), *afterwards(choice, table, [], "accuracy")],
+        findings=[
+            *copies,
+            *_look(whole),
+            *_on_run(result, choice.taken),
+            *afterwards(choice, table, [], "accuracy"),
+        ],
         result=result,
         folder=folder,
         means=_means(whole),
@@ -124,6 +135,24 @@ def conduct_images(
         },
         seconds=time.monotonic() - begun,
     )
+
+
+def _copies(images: Images) -> list[Finding]:
+    """Whether images of different environments are the same, as far as one can see at their size."""
+    found: dict[str, set[str]] = defaultdict(set)
+    places = [(digest(entry.path.read_bytes()), entry.env) for entry in images.entries]
+    for content, env in places:
+        found[content].add(env)
+    n = sum(len(found[content]) > 1 for content, _ in places)
+    if not n:
+        return []
+    return [
+        Finding(
+            *("before", "warning", "copies"),
+            f"{n} of {len(places)} images look exactly like one of another environment at this size.",
+            "An environment left out is then not new, and scores are too good. Keep every image in one environment.",
+        )
+    ]
 
 
 def _look(data: DataSet) -> list[Finding]:
