@@ -54,8 +54,8 @@ class Design:
         sparsifier_options: further settings of the sparsifier by name.
         density: fraction of the columns (or weights) KEPT, in (0, 1]. Give this or `budget`.
         budget: number of columns (or weights) kept; with ``search`` at most so many. By default as many as
-            the search finds best, half the columns, or one weight for ten rows; and all of them if there is only
-            one environment.
+            the search finds best, half the columns, or one weight for ten rows; and all of them if there is
+            only one environment.
         width: hidden units of each of the two layers; by default a power of two near half the square root of
             the number of rows, from 16 to 128.
         steps: optimiser steps; 400, or 1500 with minibatches, by default.

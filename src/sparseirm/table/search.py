@@ -21,6 +21,9 @@ CAUTION = 1.0
 RIDGE = 1e-3
 """Weight of the squared coefficients, per row; inputs have about unit variance."""
 
+PATIENCE = 10
+"""Columns that are added although none makes things better."""
+
 MOST_ROWS, MOST_INPUTS, MOST_STEPS = 10_000, 256, 64
 """Rows used at most; inputs searched at most, the rest having the weakest relations; columns added one after
 the other at most, and number of columns up to which the search also starts from all of them."""
@@ -157,12 +160,15 @@ class _Search:
 
         The way goes on when a step makes things worse: columns that help only together are found so.
         """
-        state, best = self.state(start), None
+        state, best, since = self.state(start), None, 0
         for _ in range(min(len(known), MOST_STEPS)):
             left = [c for c in known if (c in state.chosen) == bool(start)]
             state = self.changed(state, min(left, key=state.foreseen.__getitem__))
+            since += 1
             if 0 < len(state.chosen) <= most and (best is None or state.objective < best.objective):
-                best = state
+                best, since = state, 0
+            if since == PATIENCE and not start:
+                break
         return best or self.state((known[0],))
 
     def changed(self, state: _State, column: int) -> _State:
