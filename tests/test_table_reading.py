@@ -87,7 +87,7 @@ cells = (
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(column=st.lists(cells, min_size=1, max_size=12), other=st.lists(cells, min_size=1, max_size=12))
 def test_whatever_a_column_holds_it_becomes_finite_numbers_or_is_refused(column: Any, other: Any) -> None:
     frame = pd.DataFrame({"x": pd.Series(column, dtype=object), "n": range(len(column), 0, -1)})
