@@ -31,7 +31,7 @@ docs: $(READY)                ## the documentation as a website in site/
 package: $(READY)             ## source archive and wheel in dist/
 	$(BIN)/python -m hatchling build
 
-mutants: $(READY)             ## how many changes of the mathematics no test notices; a quarter of an hour
+mutants: $(READY)             ## how many changes of the mathematics no test notices; ten minutes
 	$(BIN)/pip install --quiet "mutmut>=3.8"
 	OMP_NUM_THREADS=1 $(BIN)/mutmut run --max-children 1
 	$(BIN)/mutmut export-cicd-stats
