@@ -12,8 +12,8 @@ test: lint                    ## everything CI checks
 	$(BIN)/pytest -n 2 -m "not slow"
 
 lint: $(READY)                ## style, types, import layers, docstrings
-	$(BIN)/ruff format --check src tests docs
-	$(BIN)/ruff check src tests docs
+	$(BIN)/ruff format --check src tests examples docs/site_hooks.py
+	$(BIN)/ruff check src tests examples docs/site_hooks.py
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(VENV)/pydoclint/bin/pydoclint --quiet src

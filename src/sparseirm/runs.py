@@ -7,9 +7,9 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparseirm.core import NonFiniteError, SettingError, Sparsifier
+from sparseirm.core import Moment, NonFiniteError, SettingError
 from sparseirm.data import Batches, DataSet
+from sparseirm.data.environments import Split
+from sparseirm.evaluation.batch_norm import deployed_buffers
 from sparseirm.evaluation.metrics import Score, deployed, evaluate, undecided
 from sparseirm.files import (
     DamagedFileError,
@@ -30,12 +32,15 @@ from sparseirm.files import (
     write_json,
     write_tensors,
 )
-from sparseirm.models import MODELS, Network, build, network
+from sparseirm.inference import in_inferred_environments
+from sparseirm.models import Network, build, maker, network
+from sparseirm.randomness import generator, seed_of
 from sparseirm.recipe import Recipe
 from sparseirm.training.checkpoint import load_state, save_state
-from sparseirm.training.loop import Record, train
+from sparseirm.training.loop import Record
 from sparseirm.training.precision import onednn_routed
-from sparseirm.training.state import State, start
+from sparseirm.training.stages import Stage, enter, train_stages
+from sparseirm.training.state import State
 
 RESULT, MODEL, CHECKPOINT = "result.json", "model.safetensors", "checkpoint.safetensors"
 LOCK = ".lock"
@@ -43,13 +48,17 @@ LOCK = ".lock"
 CHECKPOINT_VARIABLE = "SPARSEIRM_CHECKPOINT_SECONDS"
 """The environment variable with the seconds between two checkpoints, of every command and its workers."""
 
+RESULTS = 1
+"""Version of what a recipe computes. To be raised with every change after which a recipe gives other numbers;
+results and checkpoints of another version are not mixed with new ones. Files without a version are of 1."""
+
 
 @dataclass(frozen=True)
 class Point:
     """One evaluation on the way: of the deterministic network, on every split.
 
     Attributes:
-        step: optimiser steps taken.
+        step: optimiser steps taken, in all stages of the run together.
         risk: training risk of the relaxed network in that step.
         penalty: its penalty, unweighted.
         density: fraction of the maskable weights that the deployed network keeps.
@@ -83,12 +92,18 @@ class Result:
 
     Attributes:
         recipe: the resolved recipe.
-        trajectory: evaluations every ``eval_every`` steps; the last one is the last step.
+        trajectory: evaluations every ``eval_every`` steps and at the end of every stage; the last one is
+            the last step.
         n_weights: number of maskable weights, d.
         budget: K, the number of weights asked for.
         kept: number of ones in the final mask.
         seconds: time spent training and evaluating, over all resumed pieces.
-        environment: versions, processor, threads.
+        environment: versions, processor, threads. If the run was resumed where one of these differs,
+            ``resumed_on`` lists that environment: the same bits are only promised within one.
+        inferred: what the inferred environments are, as of `sparseirm.inference.described`; None if the
+            data set's own were used. Scores are always of the data set's own.
+        source_note: what one should know about the files behind the data, such as that they are JPEG.
+        version: the `RESULTS` of the code that made it.
     """
 
     recipe: Recipe
@@ -98,6 +113,9 @@ class Result:
     kept: int
     seconds: float
     environment: dict[str, Any] = field(default_factory=dict)
+    inferred: list[dict[str, Any]] | None = None
+    source_note: str | None = None
+    version: int = 1
 
     @property
     def last(self) -> dict[str, Score]:
@@ -146,7 +164,8 @@ def run(
         out: folder for ``result.json``, ``model.safetensors`` and, on the way, a checkpoint.
         resume: go on from the checkpoint in ``out``, or return its result if it is finished.
         device: where to compute: ``cpu``, ``cuda``, ``cuda:1`` ...
-        on_step: called after every step with its record and the trajectory so far.
+        on_step: called after every step with its record, whose steps are counted through all stages, and the
+            trajectory so far.
         checkpoint_seconds: time between two checkpoints; None takes it from the environment variable
             ``SPARSEIRM_CHECKPOINT_SECONDS``, and if that is not set, 30.
 
@@ -164,7 +183,7 @@ def run(
         >>> sorted(result.last), result.trajectory[-1].step
         (['test', 'train', 'val'], 20)
     """
-    recipe, place = recipe.resolved(), _device(device)
+    recipe, place = recipe.resolved().pinned(data_root), _device(device)
     pause = _checkpoint_seconds() if checkpoint_seconds is None else checkpoint_seconds
     with _held(None if out is None else Path(out)) as folder:
         return _run(recipe, data_root, folder, resume, place, on_step, pause)
@@ -187,58 +206,109 @@ def _run(
             return finished
     data = recipe.make_data(data_root).to(place)
     net = network(_module(recipe, data).to(place))
-    sparsifier = recipe.make_sparsifier(net.layout.size, len(data.train))
-    plan, loss = recipe.plan(), recipe.loss(data)
-    state = start(net, sparsifier, plan, recipe.seed)
-    trajectory, seconds = _restored(folder, state)
+    stages = recipe.stages(net.layout.size, len(data.train))
+    state, trajectory, seconds, machine = _restored(folder, net, stages, recipe.seed, machine)
     begun = saved = time.monotonic()
-    whole = False  # True between two steps, when weights and step number belong together
+    training, inferred = training_split(recipe, data)
+    total = sum(stage.plan.steps for stage in stages)
+    whole: State | None = None  # known between two steps, when weights and step number belong together
 
     def spent() -> float:
         return seconds + time.monotonic() - begun
 
     def after_step(state: State, record: Record) -> None:
         nonlocal saved, whole
-        last = record.step == plan.steps
-        if last or record.step % recipe.eval_every == 0:
-            trajectory.append(_point(net, sparsifier, state, data, recipe, record))
-        whole = True
+        stage = stages[state.stage]
+        if state.step == stage.plan.steps or record.step % recipe.eval_every == 0:
+            trajectory.append(_point(net, stage, state, data, recipe, record))
+        whole = state if record.step < total else None
         on_step(record, trajectory)
-        if folder and not last and time.monotonic() - saved >= checkpoint_seconds:
-            _save(folder, state, recipe, trajectory, spent())
+        if folder and whole and time.monotonic() - saved >= checkpoint_seconds:
+            _save(folder, state, recipe, trajectory, spent(), machine)
             saved = time.monotonic()
-        whole = False
+        whole = None
 
-    batches = Batches(data.train.samples, len(data.train.names), recipe.batch_size, recipe.seed)
+    batches = _batches(recipe, training)
     try:
-        train(net, batches, loss, recipe.make_penalty(), sparsifier, plan, state, recipe.seed, after_step)
+        state = train_stages(
+            net, batches, recipe.loss(data), recipe.make_penalty(), stages, state, recipe.seed, after_step
+        )
     except KeyboardInterrupt:
-        if folder and whole and state.step < plan.steps:
-            _save(folder, state, recipe, trajectory, spent())
+        if folder and whole:
+            _save(folder, whole, recipe, trajectory, spent(), machine)
         raise
+    sparsifier = stages[-1].sparsifier
     mask = sparsifier.mask(state.weights.detach(), state.memory)
-    result = Result(recipe, trajectory, net.layout.size, sparsifier.budget, int(mask.sum()), spent(), machine)
+    result = Result(
+        recipe=recipe,
+        trajectory=trajectory,
+        n_weights=net.layout.size,
+        budget=sparsifier.budget,
+        kept=int(mask.sum()),
+        seconds=spent(),
+        environment=machine,
+        inferred=inferred,
+        source_note=data.source_note,
+        version=RESULTS,
+    )
     if folder:
-        tensors = {**net.layout.split(deployed(sparsifier, state)), **state.others, **state.buffers}
-        write_tensors(folder / MODEL, tensors, {"recipe": recipe.to_json()})
+        buffers = _as_deployed(net, stages[-1], state, data, recipe).buffers
+        tensors = {**net.layout.split(deployed(sparsifier, state)), **state.others, **buffers}
+        write_tensors(folder / MODEL, tensors, {"recipe": recipe.to_json(), **_shapes(data)})
         write_json(folder / RESULT, result.to_json())
         (folder / CHECKPOINT).unlink(missing_ok=True)
     return result
 
 
-def load_model(folder: Path | str, data: DataSet) -> nn.Module:
+def training_split(recipe: Recipe, data: DataSet) -> tuple[Split, list[dict[str, Any]] | None]:
+    """The training samples in the environments that the recipe's penalty compares.
+
+    The same recipe infers the same environments, so a run that is resumed needs no record of them.
+
+    Args:
+        recipe: a resolved recipe.
+        data: its data set.
+
+    Returns:
+        The data set's own training split and None, or the split in inferred environments and what they
+        are, as of `sparseirm.inference.described`.
+
+    Raises:
+        SettingError: if environments cannot be inferred from these samples.
+        NonFiniteError: if training the model to infer from diverges.
+
+    Example:
+        >>> recipe = Recipe(method="irm", environments="eiil", n_train=200, width=16).resolved()
+        >>> split, about = training_split(recipe, recipe.make_data())
+        >>> split.names, split.counts == [entry["size"] for entry in about]
+        (('inferred 0', 'inferred 1'), True)
+    """
+    inference = recipe.make_inference()
+    if inference is None:
+        return data.train, None
+    seed = seed_of(recipe.seed, "reference")
+    net = network(_module(replace(recipe, seed=seed), data).to(data.train.samples.x.device))
+    plan = replace(recipe.plan(len(data.train)), steps=int(recipe.environments_options["reference_steps"]))
+    return in_inferred_environments(
+        data.train, inference, net, recipe.loss(data), plan, recipe.batch_size, seed
+    )
+
+
+def load_model(folder: Path | str, data: DataSet | None = None) -> nn.Module:
     """The trained network of an output folder as a plain module, masked weights set to zero.
 
     Args:
         folder: where `run` wrote ``model.safetensors``.
-        data: a data set of the shape the model was trained on.
+        data: a data set of the shape the model was trained on; needed for files of earlier versions, which do
+            not say it themselves.
 
     Returns:
         The module in evaluation mode. Its logits have shape ``(n, 1)`` for two classes.
 
     Raises:
         DamagedFileError: if the file is damaged, or holds NaN or infinity.
-        SettingError: if its recipe cannot be run, or its network does not fit into memory.
+        SettingError: if its recipe cannot be run, its network does not fit into memory, or it does not know
+            the shape of its inputs and ``data`` is not given.
         OSError: if there is no such file.
         RuntimeError: if ``data`` has samples of another shape, or another number of outputs.
     """
@@ -247,9 +317,36 @@ def load_model(folder: Path | str, data: DataSet) -> nn.Module:
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise DamagedFileError(f"{path} is no trained network: {name} holds NaN or infinity. Delete it.")
-    module = _module(Recipe.from_json(note.get("recipe")).resolved(), data)
+    module = module_of(note if data is None else {**note, **_shapes(data)})
     module.load_state_dict(tensors)
     return module.eval()
+
+
+def module_of(note: dict[str, Any]) -> nn.Module:
+    """The module that the note of a model file describes, with initial weights.
+
+    Args:
+        note: ``recipe``, ``input_shape`` (of one sample) and ``n_outputs``, as in ``model.safetensors``.
+
+    Returns:
+        The module, in training mode.
+
+    Raises:
+        SettingError: if the note lacks one of them.
+    """
+    missing = [name for name in ("recipe", "input_shape", "n_outputs") if name not in note]
+    if missing:
+        raise SettingError(
+            f"the model file does not say how to rebuild its module: it has no {', '.join(missing)}. If an "
+            "earlier version wrote it, train again; if it holds a module of your own, pass that module."
+        )
+    shape, n_outputs = note["input_shape"], note["n_outputs"]
+    sizes = [*shape, n_outputs] if isinstance(shape, list) else [None]
+    if not all(type(size) is int and 0 < size < 1 << 31 for size in sizes):
+        raise SettingError(
+            f"the model file holds no shapes: {shape!r:.80} and {n_outputs!r:.80}. Train again."
+        )
+    return _built(Recipe.from_json(note["recipe"]).resolved(), tuple(shape), n_outputs)
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -265,12 +362,24 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def _module(recipe: Recipe, data: DataSet) -> nn.Module:
-    shape = tuple(data.train.samples.x.shape[1:])
+    return _built(recipe, tuple(data.train.samples.x.shape[1:]), data.n_outputs)
+
+
+def _built(recipe: Recipe, input_shape: tuple[int, ...], n_outputs: int) -> nn.Module:
     try:
-        return build(lambda: MODELS[recipe.model](shape, data.n_outputs, recipe.width), recipe.seed)
+        return build(lambda: maker(recipe.model)(input_shape, n_outputs, recipe.width), recipe.seed)
     except (RuntimeError, MemoryError) as error:
         reason = str(error).splitlines()[0]
         raise SettingError(f"a {recipe.model} of width {recipe.width} cannot be made: {reason}") from None
+
+
+def _shapes(data: DataSet) -> dict[str, Any]:
+    """What a recipe does not say about its module, as plain data."""
+    return {"input_shape": list(data.train.samples.x.shape[1:]), "n_outputs": data.n_outputs}
+
+
+def _batches(recipe: Recipe, training: Split) -> Batches:
+    return Batches(training.samples, len(training.names), recipe.batch_size, recipe.seed)
 
 
 def _device(name: str) -> torch.device:
@@ -335,42 +444,83 @@ def _claim(folder: Path, recipe: Recipe, resume: bool) -> Result | None:
         )
     if RESULT in existing:
         result = Result.from_json(read_json(folder / RESULT))
-        _same(result.recipe, recipe, folder)
+        _same(result.recipe, result.version, recipe, folder)
         if (folder / MODEL).exists():
             (folder / CHECKPOINT).unlink(missing_ok=True)
             return result
     if CHECKPOINT in existing:
         _, note = read_tensors(folder / CHECKPOINT)
-        _same(Recipe.from_json(note["recipe"]), recipe, folder)
+        _same(Recipe.from_json(note["recipe"]), note.get("version", 1), recipe, folder)
     return None
 
 
-def _same(old: Recipe, new: Recipe, folder: Path) -> None:
-    was, now = old.to_json(), new.to_json()
+def _same(old: Recipe, version: int, new: Recipe, folder: Path) -> None:
+    was = {**old.to_json(), "version of results": version}
+    now = {**new.to_json(), "version of results": RESULTS}
     differ = [name for name in {**was, **now} if was.get(name) != now.get(name)]
     if differ:
         changes = ", ".join(f"{name}: {was.get(name)} there, {now.get(name)} here" for name in differ)
         raise SettingError(f"{folder} holds another run ({changes}). Choose another `out`.")
 
 
-def _restored(folder: Path | None, state: State) -> tuple[list[Point], float]:
+def _restored(
+    folder: Path | None, net: Network, stages: Sequence[Stage], seed: int, here: dict[str, Any]
+) -> tuple[State, list[Point], float, dict[str, Any]]:
+    """The state to go on from, its trajectory, the seconds it took and the environment it began in."""
     if folder is None or not (folder / CHECKPOINT).exists():
-        return [], 0.0
-    note = load_state(folder / CHECKPOINT, state)
-    return [Point.from_json(point) for point in note["trajectory"]], note["seconds"]
+        return enter(net, stages, 0, seed), [], 0.0, here
+    _, note = read_tensors(folder / CHECKPOINT)
+    state = enter(net, stages, note.get("stage", 0), seed)
+    load_state(folder / CHECKPOINT, state)
+    trajectory = [Point.from_json(point) for point in note["trajectory"]]
+    return state, trajectory, note["seconds"], _resumed(note["environment"], here)
 
 
-def _save(folder: Path, state: State, recipe: Recipe, trajectory: list[Point], seconds: float) -> None:
-    note = {"recipe": recipe.to_json(), "trajectory": [asdict(p) for p in trajectory], "seconds": seconds}
+def _resumed(began: dict[str, Any], here: dict[str, Any]) -> dict[str, Any]:
+    """The environment a run began in; under ``resumed_on`` each other one it was resumed on, once.
+
+    >>> _resumed({"threads": 1}, {"threads": 1})
+    {'threads': 1}
+    >>> _resumed({"threads": 1}, {"threads": 2})
+    {'threads': 1, 'resumed_on': [{'threads': 2}]}
+    """
+    others = began.get("resumed_on", [])
+    if here in ({name: value for name, value in began.items() if name != "resumed_on"}, *others):
+        return began
+    return {**began, "resumed_on": [*others, here]}
+
+
+def _save(
+    folder: Path,
+    state: State,
+    recipe: Recipe,
+    trajectory: list[Point],
+    seconds: float,
+    machine: dict[str, Any],
+) -> None:
+    note = {
+        "recipe": recipe.to_json(),
+        "trajectory": [asdict(point) for point in trajectory],
+        "seconds": seconds,
+        "environment": machine,
+        "version": RESULTS,
+    }
     save_state(folder / CHECKPOINT, state, note)
 
 
-def _point(
-    net: Network, sparsifier: Sparsifier, state: State, data: DataSet, recipe: Recipe, record: Record
-) -> Point:
-    weights = deployed(sparsifier, state)
+def _as_deployed(net: Network, stage: Stage, state: State, data: DataSet, recipe: Recipe) -> State:
+    """The state after a step, with the buffers of the deterministic network."""
+    noise = generator(recipe.seed, "evaluation", state.step, device=state.weights.device)
+    now = Moment(state.step - 1, stage.plan.steps, noise)
+    batches = _batches(recipe, data.train)
+    return replace(state, buffers=deployed_buffers(net, stage.sparsifier, state, batches, now))
+
+
+def _point(net: Network, stage: Stage, state: State, data: DataSet, recipe: Recipe, record: Record) -> Point:
+    sparsifier = stage.sparsifier
+    weights, ready = deployed(sparsifier, state), _as_deployed(net, stage, state, data, recipe)
     loss = recipe.loss(data)
-    scores = {name: evaluate(net, state, weights, split, loss) for name, split in data.splits.items()}
+    scores = {name: evaluate(net, ready, weights, split, loss) for name, split in data.splits.items()}
     if not all(math.isfinite(score.risk) for score in scores.values()):
         raise NonFiniteError(
             f"the risk of the masked network is not finite after step {record.step}. Lower `lr`, or check "

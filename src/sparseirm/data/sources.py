@@ -112,7 +112,7 @@ def _download(reader: Callable[..., object], raw: Path) -> None:
     collection = raw.parent.name
     try:
         raw.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=raw) as scratch, _impatient():
+        with tempfile.TemporaryDirectory(dir=raw) as scratch, impatient():
             reader(scratch, download=True)
             for file in IDX_FILES:
                 os.replace(Path(scratch, collection, "raw", file), raw / file)
@@ -127,7 +127,7 @@ def _download(reader: Callable[..., object], raw: Path) -> None:
 
 
 @contextmanager
-def _impatient() -> Iterator[None]:
+def impatient() -> Iterator[None]:
     """Gives up on silent servers: torchvision's download sets no time limit of its own."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(PATIENCE)

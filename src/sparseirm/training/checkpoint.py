@@ -16,7 +16,7 @@ from sparseirm.training.state import State
 
 def save_state(path: Path, state: State, note: dict[str, Any]) -> None:
     """Write the state and a JSON note (recipe, trajectory so far) as one file, atomically."""
-    write_tensors(path, tensors_of(state), {**note, "step": state.step})
+    write_tensors(path, tensors_of(state), {**note, "step": state.step, "stage": state.stage})
 
 
 def load_state(path: Path, state: State) -> dict[str, Any]:
@@ -24,7 +24,7 @@ def load_state(path: Path, state: State) -> dict[str, Any]:
 
     Args:
         path: a file of `save_state`.
-        state: a state of the same network, sparsifier and plan; changed in place, on its device.
+        state: a state of the same network, sparsifier, plan and stage; changed in place, on its device.
 
     Returns:
         The note that was saved with it.
@@ -35,6 +35,8 @@ def load_state(path: Path, state: State) -> dict[str, Any]:
     """
     tensors, note = read_tensors(path)
     step = note.pop("step", None)
+    if note.pop("stage", 0) != state.stage:
+        raise DamagedFileError(f"{path} belongs to another stage of the run; delete it to start over.")
     kept = {n.removeprefix("kept/"): t for n, t in tensors.items() if n.startswith("kept/")}
     device = state.weights.device
     state.memory.kept = {name: tensor.to(device) for name, tensor in kept.items()}
