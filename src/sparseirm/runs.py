@@ -40,6 +40,7 @@ from sparseirm.training.checkpoint import load_state, save_state, tensors_of
 from sparseirm.training.loop import Record
 from sparseirm.training.precision import onednn_routed
 from sparseirm.training.sharding import Sharding, joined
+from sparseirm.training.shrinking import Shrinking, check_shrinkable
 from sparseirm.training.stages import Stage, enter, train_stages
 from sparseirm.training.state import State
 
@@ -105,6 +106,8 @@ class Result:
         inferred: what the inferred environments are, as of `sparseirm.inference.described`; None if the
             data set's own were used. Scores are always of the data set's own.
         source_note: what one should know about the files behind the data, such as that they are JPEG.
+        shrunk: what running a smaller network saved, if that was asked for: see
+            `sparseirm.training.shrinking.Shrinking`; of the last piece, if the run was resumed.
         version: the `RESULTS` of the code that made it.
     """
 
@@ -117,6 +120,7 @@ class Result:
     environment: dict[str, Any] = field(default_factory=dict)
     inferred: list[dict[str, Any]] | None = None
     source_note: str | None = None
+    shrunk: dict[str, Any] | None = None
     version: int = 1
 
     @property
@@ -129,6 +133,8 @@ class Result:
         density = {"asked": self.budget / self.n_weights, "reached": self.kept / self.n_weights}
         last = {name: asdict(score) for name, score in self.last.items()}
         fields = {**asdict(self), "recipe": self.recipe.to_json()}
+        if self.shrunk is None:
+            del fields["shrunk"]
         return {**fields, "status": "done", "density": density, "last": last}
 
     @staticmethod
@@ -158,6 +164,7 @@ def run(
     on_step: Callable[[Record, list[Point]], None] = lambda record, trajectory: None,
     checkpoint_seconds: float | None = None,
     micro_batch: int | None = None,
+    shrink: bool = False,
 ) -> Result:
     """Carry out a recipe.
 
@@ -177,6 +184,8 @@ def run(
             ``SPARSEIRM_CHECKPOINT_SECONDS``, and if that is not set, 30.
         micro_batch: samples per pass through the network, to save memory at the cost of a second forward
             pass; gradients are those of the whole batch all the same. None for the whole batch.
+        shrink: once the mask is decided, compute no more for every sample what it has made constant or
+            unread; the result is the same up to rounding.
 
     Returns:
         The result, which is also in ``out``.
@@ -202,7 +211,8 @@ def run(
                     open_until_the_end.enter_context(_held(folder))
                 finished = _claim(folder, recipe, resume)
         sharding.check_alike("results found", {}, str(finished is None))
-        return finished or _run(recipe, data_root, folder, place, on_step, pause, sharding)
+        shrinking = Shrinking() if shrink else None
+        return finished or _run(recipe, data_root, folder, place, on_step, pause, sharding, shrinking)
 
 
 def _run(
@@ -213,12 +223,15 @@ def _run(
     on_step: Callable[[Record, list[Point]], None],
     checkpoint_seconds: float,
     sharding: Sharding,
+    shrinking: Shrinking | None,
 ) -> Result:
     """What `run` does with a resolved recipe, in a folder that is its own."""
-    machine = environment(place) | _division(sharding)
+    machine = environment(place) | _division(sharding, shrinking)
     data = recipe.make_data(data_root).to(place)
     net = network(_module(recipe, data).to(place))
     stages = recipe.stages(net.layout.size, len(data.train))
+    if shrinking:
+        check_shrinkable(net, [stage.sparsifier for stage in stages], data.train.samples.x)
     state, trajectory, seconds, machine = _restored(folder, net, stages, recipe.seed, machine)
     sharding.check_alike("recipe or first state", tensors_of(state), f"{recipe} {state.stage} {state.step}")
     folder = folder if sharding.rank == 0 else None  # the others only read in it
@@ -246,7 +259,7 @@ def _run(
     try:
         state = train_stages(
             *(net, batches, recipe.loss(data), recipe.make_penalty(), stages, state, recipe.seed),
-            *(after_step, sharding),
+            *(after_step, sharding, shrinking),
         )
     except KeyboardInterrupt:
         if folder and whole:
@@ -265,6 +278,7 @@ def _run(
         environment=machine,
         inferred=inferred,
         source_note=data.source_note,
+        shrunk=shrinking.saved if shrinking else None,
         version=RESULTS,
     )
     if folder:
@@ -377,10 +391,11 @@ def environment(device: torch.device) -> dict[str, Any]:
     }
 
 
-def _division(sharding: Sharding) -> dict[str, Any]:
-    """How the work is divided, as far as it is."""
-    found = {"processes": sharding.ranks, "micro_batch": sharding.micro_batch}
-    return {name: number for name, number in found.items() if number not in (None, 1)}
+def _division(sharding: Sharding, shrinking: Shrinking | None) -> dict[str, Any]:
+    """How the work is divided or made less, as far as it is."""
+    found = {} if sharding.ranks == 1 else {"processes": sharding.ranks}
+    found |= {} if sharding.micro_batch is None else {"micro_batch": sharding.micro_batch}
+    return found | ({} if shrinking is None else {"shrink": True})
 
 
 def _module(recipe: Recipe, data: DataSet) -> nn.Module:

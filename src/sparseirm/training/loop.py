@@ -10,10 +10,11 @@ from torch import Tensor
 
 from sparseirm.core import Loss, Moment, NonFiniteError, Outputs, Penalty, Sparsifier, Tensors
 from sparseirm.data.environments import Batch, Batches
-from sparseirm.models import Network
+from sparseirm.models import Features, Network
 from sparseirm.randomness import generator, global_draws, seed_of
 from sparseirm.training.precision import autocast, fast_matmul
 from sparseirm.training.sharding import WHOLE, Sharding
+from sparseirm.training.shrinking import Shrinking
 from sparseirm.training.state import Plan, State, clear_gradients, finite, forget
 
 
@@ -45,6 +46,7 @@ def train(
     seed: int = 0,
     on_step: Callable[[State, Record], None] = lambda state, record: None,
     sharding: Sharding = WHOLE,
+    shrinking: Shrinking | None = None,
 ) -> State:
     """Run from ``state`` to the end of the plan: projected gradient descent, Algorithm 1.
 
@@ -62,6 +64,7 @@ def train(
         seed: seed of gates, dropout and the penalty's draws; the batches have their own.
         on_step: called after every step with the state it led to and its record.
         sharding: which part of every batch is this process's; all of them end with the same state.
+        shrinking: runs a smaller network once the mask is final; None always runs the whole one.
 
     Returns:
         ``state``, after ``plan.steps`` steps; at once if it has taken as many.
@@ -69,15 +72,18 @@ def train(
     Raises:
         NonFiniteError: if risk or penalty become NaN or infinite; names step and quantity.
     """
+    if shrinking:
+        shrinking.begin()
     with global_draws(state.weights.device) as seed_all, fast_matmul():
         while state.step < plan.steps:
             noise = generator(seed, "step", state.step, device=state.weights.device)
-            drawn = seed_of(seed, "module", state.step)
-            seed_all(drawn + sharding.rank)
             now = Moment(state.step, plan.steps, noise)
             batch = batches.at(state.step)
+            running = shrinking.network(network, sparsifier, state, now, batch.x) if shrinking else network
+            drawn = seed_of(seed, "module", state.step)
+            seed_all(drawn + sharding.rank)
             effective = sparsifier.effective(state.weights, state.memory, now)
-            out = forward(network, state, effective, batch, batches.n_envs, loss, plan, now, sharding, drawn)
+            out = forward(running, state, effective, batch, batches.n_envs, loss, plan, now, sharding, drawn)
             risk, spread = out.risks.mean(), penalty(out)
             descend(state, risk, spread, sparsifier.price(state.memory), plan)
             with torch.no_grad():
@@ -103,10 +109,9 @@ def forward(
 ) -> Outputs:
     """One forward pass of the masked network in training mode, of which this process runs its part."""
 
-    def run(x: Tensor, effective: Tensor, others: Tensors) -> tuple[Tensor, Tensor | None]:
-        with autocast(plan.precision, effective.device), network.watched() as features:
-            logits = network.logits(x, effective, others, state.buffers, training=True)
-        return logits, features[0] if features else None
+    def run(x: Tensor, effective: Tensor, others: Tensors) -> tuple[Tensor, Features]:
+        with autocast(plan.precision, effective.device):
+            return network.outputs(x, effective, others, state.buffers)
 
     effective.retain_grad()
     logits, features = sharding.apply(run, batch.x, effective, state.others, seed)

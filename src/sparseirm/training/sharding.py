@@ -24,9 +24,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from sparseirm.core import SettingError, Tensors, accumulator
+from sparseirm.models import Features
 
-Run = Callable[[Tensor, Tensor, Tensors], tuple[Tensor, Tensor | None]]
-"""``(inputs, effective weights, other parameters) -> (logits, representation or None)``."""
+Run = Callable[[Tensor, Tensor, Tensors], tuple[Tensor, Features]]
+"""``(inputs, effective weights, other parameters) -> (logits, representation)``."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Sharding:
 
     def apply(
         self, run: Run, x: Tensor, effective: Tensor, others: Tensors, seed: int
-    ) -> tuple[Tensor, Tensor | Callable[[], Tensor] | None]:
+    ) -> tuple[Tensor, Features]:
         """What ``run`` gives for the whole batch, of which this process runs its part.
 
         Gradients by ``effective`` and ``others`` are those of the whole batch, the same in every process.
@@ -119,12 +120,15 @@ class Sharding:
     ) -> tuple[Tensor, Tensor | None]:
         def part(effective: Tensor, others: Tensors) -> tuple[Tensor, Tensor | None]:
             with _Part(self, rows, len(x), torch.Generator(x.device).manual_seed(seed)):
-                return run(x[rows], effective, others)
+                logits, features = run(x[rows], effective, others)
+                return logits, features() if callable(features) else features
 
         if self.micro_batch is None:
             return part(effective, others)
         logits, features = checkpoint(part, effective, others, use_reentrant=False)
-        return _Once.apply(logits), None if features is None else _Once.apply(features)
+        return differentiable_once(logits, TWICE), None if features is None else differentiable_once(
+            features, TWICE
+        )
 
     @contextmanager
     def first_process_first(self) -> Iterator[None]:
@@ -362,18 +366,34 @@ class _Scattered(Function):
         return _Gathered.apply(grads[0], ctx.sizes, ctx.rank), None, None
 
 
-class _Once(Function):
-    """The identity, which can be differentiated once: what a micro-batch computed is not there any more."""
+TWICE = (
+    "`micro_batch` cannot be used with a penalty that differentiates the network twice, such as 'iga': it "
+    "needs all of the batch at once. Use several processes, or another penalty."
+)
 
+
+def differentiable_once(x: Tensor, reason: str) -> Tensor:
+    """The same tensor, through which no gradient can be differentiated again.
+
+    Args:
+        x: any tensor.
+        reason: what the `SettingError` says that is raised by an attempt.
+
+    Returns:
+        A view of it.
+    """
+    same: Tensor = _Once.apply(x, reason)
+    return same
+
+
+class _Once(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, reason: str) -> Tensor:
+        ctx.reason = reason
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         if torch.is_grad_enabled():
-            raise SettingError(
-                "`micro_batch` cannot be used with a penalty that differentiates the network twice, such as "
-                "'iga': it needs all of the batch at once. Use several processes, or another penalty."
-            )
-        return grads[0]
+            raise SettingError(ctx.reason)
+        return grads[0], None

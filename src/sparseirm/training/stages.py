@@ -13,6 +13,7 @@ from sparseirm.models import Network
 from sparseirm.randomness import seed_of
 from sparseirm.training.loop import Record, train
 from sparseirm.training.sharding import WHOLE, Sharding
+from sparseirm.training.shrinking import Shrinking
 from sparseirm.training.state import Plan, State, start
 
 
@@ -86,6 +87,7 @@ def train_stages(
     seed: int = 0,
     on_step: Callable[[State, Record], None] = lambda state, record: None,
     sharding: Sharding = WHOLE,
+    shrinking: Shrinking | None = None,
 ) -> State:
     """Run from ``state`` to the end of the last stage.
 
@@ -100,6 +102,7 @@ def train_stages(
         on_step: called after every step with its state and its record, whose steps count on through all
             stages.
         sharding: which part of every batch is this process's.
+        shrinking: as in `sparseirm.training.loop.train`, for every stage.
 
     Returns:
         The state at the end of the last stage.
@@ -117,7 +120,10 @@ def train_stages(
         def counted(state: State, record: Record, earlier: int = earlier) -> None:
             on_step(state, replace(record, step=earlier + record.step))
 
-        train(network, order, loss, penalty, stage.sparsifier, stage.plan, state, own, counted, sharding)
+        train(
+            *(network, order, loss, penalty, stage.sparsifier, stage.plan, state, own, counted),
+            *(sharding, shrinking),
+        )
     return state
 
 
