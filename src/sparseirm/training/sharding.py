@@ -126,9 +126,10 @@ class Sharding:
         if self.micro_batch is None:
             return part(effective, others)
         logits, features = checkpoint(part, effective, others, use_reentrant=False)
-        return differentiable_once(logits, TWICE), None if features is None else differentiable_once(
-            features, TWICE
-        )
+        if features is not None:
+            logits, features = differentiable_once(TWICE, logits, features)
+            return logits, features
+        return differentiable_once(TWICE, logits)[0], None
 
     @contextmanager
     def first_process_first(self) -> Iterator[None]:
@@ -372,28 +373,28 @@ TWICE = (
 )
 
 
-def differentiable_once(x: Tensor, reason: str) -> Tensor:
-    """The same tensor, through which no gradient can be differentiated again.
+def differentiable_once(reason: str, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """The same tensors, through which no gradient can be differentiated again.
 
     Args:
-        x: any tensor.
         reason: what the `SettingError` says that is raised by an attempt.
+        *tensors: any tensors.
 
     Returns:
-        A view of it.
+        A view of each. If one of them gets a gradient, the others get one as well, of zeros.
     """
-    same: Tensor = _Once.apply(x, reason)
+    same: tuple[Tensor, ...] = _Once.apply(reason, *tensors)
     return same
 
 
 class _Once(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, reason: str) -> Tensor:
+    def forward(ctx: Any, reason: str, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.reason = reason
-        return x.view_as(x)
+        return tuple(tensor.view_as(tensor) for tensor in tensors)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             raise SettingError(ctx.reason)
-        return grads[0], None
+        return None, *grads

@@ -31,6 +31,11 @@ RANDOM_LAYERS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 RANDOM_FUNCTIONS = (F.dropout, F.dropout2d)
 """What makes a constant differ from sample to sample."""
 
+GRADIENTS = (
+    "`shrink` cannot be used with a penalty on gradients by the weights, such as 'iga': masked ones count in "
+    "it too. Leave it out, or choose another penalty."
+)
+
 ROUNDS, TIMED = 3, 1024
 """Passes that are timed, of which the fastest counts, and samples in them at most."""
 
@@ -242,7 +247,9 @@ class ShrunkNetwork(Network):
     ) -> tuple[Tensor, Features]:
         """As of `Network.outputs`; the representation as a function that puts it together."""
         self.module.train()
-        run = _Run(self, len(x), {**self.layout.split(_guarded(effective)), **others}, buffers)
+        effective, *rest = differentiable_once(GRADIENTS, effective, *others.values())
+        parameters = self.layout.split(effective) | dict(zip(others, rest, strict=True))
+        run = _Run(self, len(x), parameters, buffers)
         if self.convolutional and x.ndim == 4:
             x = x.contiguous(memory_format=torch.channels_last)
         logits = run(x).float()
@@ -296,14 +303,17 @@ class _Run:
             self.features = lambda: self._whole(step.inputs[0]).float()
         weight, bias = self.parameters[f"{step.name}.weight"], self.parameters.get(f"{step.name}.bias")
         rows, shift = _picked(weight, out.live, 0), None if bias is None else _picked(bias, out.live, 0)
+        if not len(out.live):
+            nothing = weight.new_zeros(self.n, 0, *step.shape[2:])
+            return _Parts(nothing, self._biases(step, bias, nothing))
         if len(have.fixed):  # once for all samples
             alike = _applied(layer, parts.fixed, _picked(rows, have.fixed), shift)
             shift = alike[0] if isinstance(layer, nn.Linear) else None
-        if not len(have.live):
-            live = alike.repeat(self.n, *[1] * (alike.ndim - 1))
-        else:
+        if len(have.live):
             live = _applied(layer, parts.live, _picked(rows, have.live), shift)
             live = live + alike if len(have.fixed) and shift is None else live
+        else:
+            live = alike.repeat(self.n, *[1] * (alike.ndim - 1))
         return _Parts(live, self._biases(step, bias, live))
 
     def _biases(self, step: Step, bias: Tensor | None, like: Tensor) -> Tensor:
@@ -445,11 +455,3 @@ def _picked(x: Tensor, index: Tensor, axis: int = 1) -> Tensor:
 def _within(x: Tensor, have: Tensor, want: Tensor) -> Tensor:
     """Channels ``want`` of a tensor that has the channels ``have``, both in rising order."""
     return x if len(have) == len(want) else x.index_select(1, torch.searchsorted(have, want))
-
-
-def _guarded(effective: Tensor) -> Tensor:
-    return differentiable_once(
-        effective,
-        "`shrink` cannot be used with a penalty on gradients by the weights, such as 'iga': masked ones "
-        "count in it too. Leave it out, or choose another penalty.",
-    )
