@@ -20,6 +20,7 @@ from sparseirm.sparsifiers import SPARSIFIERS
 from sparseirm.training.checkpoint import load_state, save_state, tensors_of
 from sparseirm.training.loop import Record, train
 from sparseirm.training.sharding import WHOLE, Sharding
+from sparseirm.training.shrinking import Shrinking
 from sparseirm.training.state import Plan, State, start
 
 
@@ -146,6 +147,7 @@ class Problem:
         save_at: int = 0,
         resume: bool = False,
         sharding: Sharding = WHOLE,
+        shrinking: Shrinking | None = None,
     ) -> Run:
         """Train to the end; save when ``save_at`` steps are done, or start from what was saved."""
         net, sparsifier, state = self.fresh()
@@ -159,7 +161,10 @@ class Problem:
                 save_state(checkpoint, state, {})
 
         batches = Batches(self.batch, int(self.batch.env.max()) + 1, self.batch_size, self.seed)
-        train(net, batches, BINARY, self.penalty, sparsifier, self.plan, state, self.seed, on_step, sharding)
+        train(
+            *(net, batches, BINARY, self.penalty, sparsifier, self.plan, state, self.seed, on_step),
+            *(sharding, shrinking),
+        )
         return Run(net, sparsifier, state, records)
 
 

@@ -13,20 +13,25 @@ from unittest.mock import patch
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from makers import PLAN, Problem, plain_module, samples
-from sparseirm.core import Moment, Penalty, SettingError, Tensors
+from sparseirm.core import Moment, Outputs, Penalty, SettingError, Tensors
 from sparseirm.experiments.store import Store
 from sparseirm.experiments.sweep import sweep
 from sparseirm.files import write_json, write_tensors
 from sparseirm.losses import BINARY
+from sparseirm.models import build
 from sparseirm.penalties import PENALTIES, make
 from sparseirm.randomness import generator, global_draws
 from sparseirm.recipe import Recipe
 from sparseirm.runs import run
+from sparseirm.sparsifiers import ProbMask
+from sparseirm.training.attach import attach
 from sparseirm.training.checkpoint import tensors_of
 from sparseirm.training.loop import Record, forward
-from sparseirm.training.sharding import WHOLE, Sharding
+from sparseirm.training.sharding import WHOLE, Sharding, gathered
+from sparseirm.training.shrinking import Shrinking
 
 UNEVEN = samples((3, 29, 9))
 """In this order: of several processes, only the first has samples of the first environment."""
@@ -84,9 +89,9 @@ def naive_gradients(problem: Problem, sharding: Sharding) -> Tensors:
     return {name: tensor / sharding.ranks for name, tensor in mine.items()}
 
 
-def trained(problem: Problem, sharding: Sharding = WHOLE) -> Tensors:
+def trained(problem: Problem, sharding: Sharding = WHOLE, shrinking: Shrinking | None = None) -> Tensors:
     """The state after 20 steps, and its mask."""
-    found = replace(problem, plan=replace(PLAN, steps=20)).train(sharding=sharding)
+    found = replace(problem, plan=replace(PLAN, steps=20)).train(sharding=sharding, shrinking=shrinking)
     mask = found.sparsifier.mask(found.state.weights.detach(), found.state.memory)
     return {**tensors_of(found.state), "mask": mask.clone()}
 
@@ -105,6 +110,27 @@ def numbers_gathered(problem: Problem, sharding: Sharding) -> Tensors:
     return {"numbers": torch.tensor(sum(counts))}
 
 
+def attached(penalty: str, sharding: Sharding) -> Tensors:
+    """What is left after 12 steps of a loop of one's own, on several processes under DDP."""
+    module = build(lambda: nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 1)), 0)
+    model = module if sharding == WHOLE else DistributedDataParallel(module)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.05, momentum=0.9)
+    sparse = attach(module, optimizer, ProbMask(20, score_lr=0.02), steps=12)
+    mine = UNEVEN.take(torch.arange(len(UNEVEN))[sharding.rows(len(UNEVEN))])
+    features: list[Tensor] = []
+    module[1].register_forward_hook(lambda module, inputs, output: features.append(output))
+    for _ in range(12):
+        optimizer.zero_grad()
+        logits = model(mine.x)[:, 0]
+        seen = Outputs(
+            *(logits, mine.y, mine.env, 3, BINARY), features=features.pop(), noise=sparse.now.noise
+        )
+        out = gathered(seen)
+        (out.risks.mean() + EVERY_PENALTY[penalty](out)).backward()
+        optimizer.step()
+    return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+
+
 GRADIENTS: dict[str, Callable[[Sharding], Tensors]] = {
     **{f"gradients {name}": lambda s, name=name: gradients(problem(name), s) for name in EVERY_PENALTY},
     "gradients convolutions": lambda s: gradients(problem(module=convolutions), s),
@@ -115,6 +141,8 @@ GRADIENTS: dict[str, Callable[[Sharding], Tensors]] = {
 TRAINED: dict[str, Callable[[Sharding], Tensors]] = {
     **{f"trained {name}": lambda s, name=name: trained(problem(name), s) for name in ("irmv1", "coral")},
     "trained rigl": lambda s: trained(problem("rex", sparsifier="rigl"), s),
+    **{f"attached {name}": lambda s, name=name: attached(name, s) for name in ("coral", "irmv1_split")},
+    "trained shrunk": lambda s: trained(problem("coral", sparsifier="structured"), s, Shrinking()),
     "trained minibatch": lambda s: trained(problem("irmv1_split", batch_size=33), s),
 }
 OTHER: dict[str, Callable[[Sharding], Tensors]] = {

@@ -72,10 +72,10 @@ def test_gradients_of_several_processes_are_those_of_one(group: Group, name: str
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_training_in_several_processes_ends_where_it_does_in_one(group: Group, name: str) -> None:
-    alone, found = TRAINED[name](WHOLE), found_by(group, name)
+    alone, found, mask = TRAINED[name](WHOLE), found_by(group, name), torch.ones(1)
     for tensors in found:
         assert distance(tensors, alone) < 1e-5
-        assert torch.equal(tensors["mask"], alone["mask"])
+        assert torch.equal(tensors.get("mask", mask), alone.get("mask", mask))
         assert_same_bits(tensors, found[0])
 
 

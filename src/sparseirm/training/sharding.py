@@ -12,8 +12,8 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
-from sparseirm.core import SettingError, Tensors, accumulator
+from sparseirm.core import Outputs, SettingError, Tensors, accumulator
 from sparseirm.models import Features
 
 Run = Callable[[Tensor, Tensor, Tensors], tuple[Tensor, Features]]
@@ -233,6 +233,59 @@ def torchrun() -> tuple[int, int]:
 def first_process() -> bool:
     """Whether this process is alone or the first of several: the one that prints and writes."""
     return torchrun()[0] == 0
+
+
+def gathered(out: Outputs) -> Outputs:
+    """The outputs of all processes together, for a loop of your own under `DistributedDataParallel`.
+
+    Compute risks and penalty of what this returns, in every process, and go backwards from them: averaged
+    over the processes, as `DistributedDataParallel` does, the gradients are those of one process with all
+    samples.
+
+    Args:
+        out: what this process has for its own samples, of which each process may have another number.
+            ``noise`` must be the same in all processes, as that of an attachment is.
+
+    Returns:
+        The outputs of the samples of all processes; ``out`` itself if there is one process. It has no
+        ``parameters``, since gradients by them are not gathered.
+
+    Example:
+        >>> from sparseirm.losses import BINARY
+        >>> out = Outputs(torch.tensor([1.0]), torch.ones(1), torch.tensor([0]), 1, BINARY)
+        >>> gathered(out) is out
+        True
+    """
+    rank, ranks = torchrun()
+    if ranks == 1:
+        return out
+    counts = _Gathered.apply(out.env.new_tensor([len(out.env)]), [1] * ranks, rank)
+    sizes = counts.tolist()
+
+    def everywhere(values: Tensor) -> Tensor:
+        mine: Any = values.view_as(values)
+        if mine.requires_grad:
+            mine.register_hook(lambda gradient: ranks * gradient)  # which is then averaged
+        found: Tensor = _Gathered.apply(mine, sizes, rank)
+        return found
+
+    return replace(
+        out,
+        logits=everywhere(out.logits),
+        y=everywhere(out.y),
+        env=everywhere(out.env),
+        weight=None if out.weight is None else everywhere(out.weight),
+        features=None if out.features is None else lambda: everywhere(cast(Tensor, out.features)),
+        parameters=(),
+    )
+
+
+def averaged(x: Tensor) -> Tensor:
+    """The mean of a tensor over all processes; the tensor itself if there is one."""
+    if torchrun()[1] > 1:
+        dist.all_reduce(x)
+        x /= torchrun()[1]
+    return x
 
 
 class _Part(TorchFunctionMode):
