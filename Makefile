@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint tables test-slow clean
+.PHONY: demo test lint tables test-slow docs package mutants audit clean
 
 demo: $(READY)                ## the main job on bundled data, in under three minutes
 	$(BIN)/sparseirm demo --out out/demo
@@ -12,17 +12,33 @@ test: lint                    ## everything CI checks
 	$(BIN)/pytest -n 2 -m "not slow"
 
 lint: $(READY)                ## style, types, import layers, docstrings
-	$(BIN)/ruff format --check src tests
-	$(BIN)/ruff check src tests
+	$(BIN)/ruff format --check src tests examples docs/site_hooks.py
+	$(BIN)/ruff check src tests examples docs/site_hooks.py
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(VENV)/pydoclint/bin/pydoclint --quiet src
 
-tables: $(READY)              ## fill the documentation's tables from results/
+tables: $(READY)              ## the documentation's tables and figures from results/
 	$(BIN)/python -m sparseirm.experiments.pages README.md docs/*.md
+	$(BIN)/python -m sparseirm.experiments.illustrations
 
 test-slow: $(READY)           ## checks that take minutes
 	$(BIN)/pytest -n 2 -m slow
+
+docs: $(READY)                ## the documentation as a website in site/
+	$(BIN)/mkdocs build --strict --quiet
+
+package: $(READY)             ## source archive and wheel in dist/
+	$(BIN)/python -m hatchling build
+
+mutants: $(READY)             ## how many changes of the mathematics no test notices; a quarter of an hour
+	$(BIN)/pip install --quiet "mutmut>=3.8"
+	OMP_NUM_THREADS=1 $(BIN)/mutmut run --max-children 1
+	$(BIN)/mutmut results
+
+audit: $(READY)               ## known vulnerabilities of what is installed; asks PyPI
+	$(BIN)/pip install --quiet "pip-audit>=2.7"
+	$(BIN)/pip-audit --skip-editable
 
 $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -32,4 +48,4 @@ $(READY): pyproject.toml
 	touch $(READY)
 
 clean:                        ## remove the environment and all outputs
-	rm -rf $(VENV) out
+	rm -rf $(VENV) out site dist mutants

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sparseirm.core import Loss, Outputs, Penalty, Sparsifier, Tensors
-from sparseirm.data import Batch, Batches
+from sparseirm.data import Batch, Batches, DataSet, Split
 from sparseirm.losses import BINARY, MULTICLASS, SQUARED
 from sparseirm.models import Network, build, network
 from sparseirm.penalties import irmv1
@@ -75,6 +75,28 @@ def samples(sizes: tuple[int, ...] = (14, 10), n_inputs: int = 6) -> Batch:
     x = torch.randn(len(env), n_inputs, generator=generator(0, "x"))
     noise = torch.randn(len(env), generator=generator(0, "y"))
     return Batch(x, (x[:, 0] + 0.5 * noise > 0).long(), env)
+
+
+def tiny_images(
+    n_train: int | None = None,
+    seed: int = 0,
+    *,
+    shape: tuple[int, ...] = (3, 32, 32),
+    classes: int = 2,
+    **unused: object,
+) -> DataSet:
+    """Images of noise whose brightness is their label, in two training environments and one of tests."""
+
+    def part(name: str, n: int, envs: tuple[str, ...]) -> Split:
+        noise = generator(seed, "tiny images", name)
+        y = torch.arange(n) // len(envs) % classes
+        x = 0.3 * torch.randn(n, *shape, generator=noise) + y.reshape(-1, *[1] * len(shape))
+        return Split(Batch(x, y, torch.arange(n) % len(envs)), envs, y)
+
+    train, val = (part(name, n, ("a", "b")) for name, n in (("train", n_train or 24), ("val", 8)))
+    loss = "binary" if classes == 2 else "multiclass"
+    outputs = 1 if classes == 2 else classes
+    return DataSet("tiny_images", train, val, part("test", 10, ("c",)), loss, outputs, "none")
 
 
 def plain_module() -> nn.Module:

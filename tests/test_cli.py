@@ -10,6 +10,8 @@ import pytest
 
 from sparseirm import Recipe, run
 from sparseirm.cli import COMMANDS, compare, main
+from sparseirm.core import SettingError
+from sparseirm.experiments.tables import grid
 from sparseirm.files import read_json
 from sparseirm.runs import Result
 
@@ -97,7 +99,7 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
         (["compare", "--method", "erm"], "give `methods`"),
         (["compare", "--methods", "magic"], "no method is named 'magic'"),
         (["fly"], "Unrecognized options: fly"),
-        ([], "Expected one of {demo, train, compare, theory}."),
+        ([], "Expected one of {demo, train, compare, theory"),
     ],
 )
 def test_a_bad_value_gives_one_helpful_line_and_exit_code_2(
@@ -169,3 +171,51 @@ def test_compare_gives_one_row_per_method_and_keeps_its_runs(
     assert len(runs) == 6 and (tmp_path / "compare.svg").exists()
     assert again() and runs == {path: path.stat().st_mtime_ns for path in runs}
     assert "SparseIRM (rex)" in capsys.readouterr().out
+
+
+def test_compare_crosses_sparsifiers_with_densities_where_they_have_an_effect(tmp_path: Path) -> None:
+    table = compare(
+        replace(RECIPE, steps=3),
+        methods=("erm", "sparseirm"),
+        sparsifiers=("topk", "random"),
+        densities=(0.1, 0.5),
+        seeds=(0,),
+        store=tmp_path,
+        out=tmp_path,
+        workers=1,
+    )
+    assert [row.label for row in table] == [
+        "ERM",
+        *["SparseIRM (rex, topk)"] * 2,
+        *["SparseIRM (rex, random)"] * 2,
+    ]
+    assert [round(row.results[0].kept / row.results[0].n_weights, 2) for row in table] == [
+        1,
+        0.1,
+        0.5,
+        0.1,
+        0.5,
+    ]
+    heading, _, topk, random = grid(table[1:]).splitlines()
+    assert heading == "| train / test | density 0.1 | density 0.5 |"
+    assert topk.startswith("| topk | ") and random.count(" / ") == 2
+    with pytest.raises(SettingError, match=r"two rows have topk at density 0\.1"):
+        grid(table[1:2] * 2)
+
+
+@pytest.mark.parametrize(
+    "flags, complaint",
+    [
+        (["--methods", "erm", "--densities", "0.1"], "no method is sparse"),
+        (["--density", "0.1", "--densities", "0.2"], "give `density` or `densities`, not both"),
+        (["--sparsifier", "topk", "--sparsifiers", "gmp"], "give `sparsifier` or `sparsifiers`, not both"),
+        (["--densities", "0.1", "0.1"], "`densities` must name each one once"),
+        (["--sparsifiers", "topq"], "no sparsifier is named 'topq'"),
+    ],
+)
+def test_compare_refuses_sparsifiers_and_densities_without_meaning(
+    flags: list[str], complaint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compare", *flags, "--store", str(tmp_path), "--out", str(tmp_path)]) == 2
+    assert complaint in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -13,7 +13,7 @@ from sparseirm.experiments.pages import filled
 from sparseirm.experiments.store import Store
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 
 
 def blocks(language: str) -> list[tuple[str, str]]:
@@ -40,6 +40,13 @@ def test_shell_blocks_run(name: str, block: str, tmp_path: Path, monkeypatch: py
             assert re.search(rf"^{arguments[0]}:", makefile, re.MULTILINE)
         else:
             assert program == "sparseirm" and main(arguments) == 0
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_make_command_named_exists(page: Path) -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"`(?:\w+=\S+ )?make ([\w-]+)", page.read_text()):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"{page.name} names make {target}"
 
 
 def test_links_between_pages_lead_somewhere() -> None:

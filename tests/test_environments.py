@@ -1,6 +1,7 @@
 """Claims about batches: every environment in each, all samples in turn, a function of seed and step."""
 
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from makers import samples
 from sparseirm.core import SettingError
 from sparseirm.data import Batch, Batches, DataSet, Split
+from sparseirm.randomness import generator
 
 sizes_and_batch = (
     st.lists(st.integers(1, 40), min_size=1, max_size=6)
@@ -96,6 +98,46 @@ def test_a_batch_is_a_function_of_seed_and_step(
     assert numbers(used.at(step)) == numbers(batches(sizes, batch_size, seed).at(step))
 
 
+def laid_out(samples: Batch, n_envs: int, shares: list[int], seed: int, step: int) -> list[int]:
+    """The batch of a step, from the whole order of every environment up to it."""
+    picked: list[int] = []
+    for env, share in enumerate(shares):
+        members = (samples.env == env).nonzero()[:, 0]
+        laps = range(((step + 1) * share - 1) // len(members) + 1)
+        orders = [
+            torch.randperm(len(members), generator=generator(seed, "batches", env, lap)) for lap in laps
+        ]
+        picked += torch.cat([members[order] for order in orders])[step * share : (step + 1) * share].tolist()
+    return picked
+
+
+@settings(max_examples=60)
+@given(sizes_and_batch, st.lists(st.integers(0, 30), min_size=1, max_size=6), st.integers(0, 3))
+def test_batches_are_cut_from_a_fresh_order_of_each_environment_per_lap(
+    drawn: tuple[tuple[int, ...], int], steps: list[int], seed: int
+) -> None:
+    sizes, batch_size = drawn
+    asked = batches(sizes, batch_size, seed)
+    for step in steps:  # in any order, forwards and backwards
+        expected = laid_out(asked.samples, len(sizes), asked.shares(), seed, step)
+        assert numbers(asked.at(step)) == expected
+
+
+def test_one_order_is_drawn_per_environment_and_lap(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[int] = []
+    original = torch.randperm
+
+    def randperm(n: int, **options: Any) -> torch.Tensor:
+        drawn.append(n)
+        return original(n, **options)
+
+    asked = batches((40, 20), 6)
+    monkeypatch.setattr(torch, "randperm", randperm)
+    for step in range(20):  # two laps
+        asked.at(step)
+    assert sorted(drawn) == [20, 20, 40, 40]
+
+
 # Behaviour.
 
 
@@ -109,6 +151,7 @@ def test_without_a_batch_size_every_step_sees_the_samples_as_they_are() -> None:
     full = Batches(samples(), 2)
     assert full.at(7) is full.samples
     assert full.per_epoch == 1
+    assert batches((5, 5), 4).per_epoch == 3
 
 
 def test_a_batch_of_all_samples_holds_each_once() -> None:
@@ -155,6 +198,9 @@ def test_moving_a_data_set_keeps_all_of_it() -> None:
     assert list(moved.splits) == ["train", "test"]
     assert torch.equal(moved.train.samples.x, data.train.samples.x)
     assert (moved.name, moved.train.names, moved.spurious_name) == ("towns", ("a", "b"), "street")
+    far = split.to(torch.device("meta"))
+    assert far.spurious is not None
+    assert {far.samples.y.device.type, far.spurious.device.type} == {"meta"}
 
 
 def test_moving_a_batch_moves_every_tensor() -> None:

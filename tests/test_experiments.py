@@ -1,18 +1,29 @@
 """The store keeps every finished run, once; sweeps run what it lacks."""
 
+import itertools
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from scipy.stats import t
+from rich.console import Console
+from scipy.stats import t, ttest_rel
 
+import sparseirm.experiments.store as store_module
 import sparseirm.experiments.sweep as sweep_module
+import sparseirm.runs as runs_module
 from sparseirm import NonFiniteError, Recipe, run
+from sparseirm.core import SettingError
+from sparseirm.experiments.estimates import Estimates, cost
+from sparseirm.experiments.progress import Reporter, summary
+from sparseirm.experiments.statistics import Figures, paired
 from sparseirm.experiments.store import Store
-from sparseirm.experiments.sweep import carry_out, sweep
-from sparseirm.experiments.tables import Figures, rows
+from sparseirm.experiments.sweep import Postponed, Progress, carry_out, sweep
+from sparseirm.experiments.tables import rows
+from sparseirm.files import read_json
 
 RECIPE = Recipe(method="erm", width=4, steps=4, eval_every=4)
 
@@ -38,6 +49,10 @@ def test_a_failure_is_recorded_and_not_reused(store: Store, monkeypatch: pytest.
         patch.setattr(sweep_module, "run", burst)
         assert sweep([RECIPE], store, pool) == [None]
     assert "nan in step 3" in str(store.failure(RECIPE)) and store.get(RECIPE) is None
+    ((recipe, reason),) = store.failures()
+    assert recipe == RECIPE.resolved() and "nan in step 3" in reason
+    note = read_json(store.root / "failed" / f"{RECIPE.key}.json")
+    assert note["status"] == "failed" and note["environment"]["torch"] and note["version"] == 1
     assert carry_out(RECIPE, store.root) is None
     assert store.get(RECIPE) is not None and store.failure(RECIPE) is None
 
@@ -45,7 +60,8 @@ def test_a_failure_is_recorded_and_not_reused(store: Store, monkeypatch: pytest.
 def test_a_run_in_flight_is_left_to_the_process_that_has_it(store: Store) -> None:
     with store.claim(RECIPE) as folder:
         assert folder is not None
-        assert "another process" in str(carry_out(RECIPE, store.root))
+        refusal = carry_out(RECIPE, store.root)
+    assert isinstance(refusal, Postponed) and "another process" in refusal
     assert carry_out(RECIPE, store.root) is None
 
 
@@ -68,21 +84,123 @@ def test_no_run_starts_after_the_time_budget(store: Store) -> None:
     said = []
     with ThreadPoolExecutor(1) as pool:
         assert sweep([RECIPE], store, pool, on_done=lambda r, why: said.append(why), time_budget=-1) == [None]
-    assert "time budget" in said[0] and store.failure(RECIPE) is None
+    assert isinstance(said[0], Postponed) and "time budget" in said[0] and store.failure(RECIPE) is None
+
+
+def test_a_run_stops_at_a_checkpoint_when_time_is_up_and_goes_on_to_the_same_bits(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = replace(RECIPE, steps=9, method="sparseirm")
+    ticks = itertools.count()  # a clock that moves by one with each look at it
+    with monkeypatch.context() as patch:
+        patch.setattr(sweep_module, "time", SimpleNamespace(time=lambda: next(ticks), monotonic=lambda: 0.0))
+        refusal = carry_out(recipe, store.root, deadline=4)
+    assert isinstance(refusal, Postponed) and "stopped" in refusal and store.failure(recipe) is None
+    with store.claim(recipe) as folder:
+        assert folder is not None and (folder / "checkpoint.safetensors").exists()
+    assert carry_out(recipe, store.root) is None
+    resumed = store.get(recipe)
+    assert resumed is not None and resumed.trajectory == run(recipe).trajectory
+
+
+def test_results_of_another_version_count_as_missing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = run(RECIPE)
+    store.put(replace(old, version=0))
+    assert store.get(RECIPE) is None and store.all() == [] and len(store.outdated()) == 1
+    assert carry_out(RECIPE, store.root) is None
+    assert store.get(RECIPE) is not None and store.outdated() == []
+
+
+def test_a_result_without_a_version_is_of_the_first(store: Store) -> None:
+    payload = run(RECIPE).to_json()
+    assert payload.pop("version") == runs_module.RESULTS
+    assert type(run(RECIPE)).from_json(payload).version == 1
+
+
+def test_a_checkpoint_of_another_version_is_not_gone_on_with(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(record: object, trajectory: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        for module in (runs_module, store_module):
+            patch.setattr(module, "RESULTS", 0)
+        with pytest.raises(KeyboardInterrupt):
+            run(RECIPE, out=tmp_path, on_step=killed)
+        with store.claim(RECIPE) as folder, pytest.raises(KeyboardInterrupt):
+            run(RECIPE, out=folder, on_step=killed)
+    with pytest.raises(SettingError, match="version of results: 0 there, 1 here"):
+        run(RECIPE, out=tmp_path, resume=True)
+    assert carry_out(RECIPE, store.root) is None
+
+
+class Recorder(ThreadPoolExecutor):
+    """Starts nothing and remembers what it was asked for."""
+
+    def __init__(self, started: list[int]) -> None:
+        super().__init__(1)
+        self.started = started
+
+    def submit(self, call, recipe, *rest):  # type: ignore[no-untyped-def, override]
+        self.started.append(recipe.width)
+        done: Future[str] = Future()
+        done.set_result("not run")
+        return done
 
 
 def test_the_widest_runs_start_first(store: Store) -> None:
     started: list[int] = []
-
-    class Recorder(ThreadPoolExecutor):
-        def submit(self, fn, recipe, *args):  # type: ignore[no-untyped-def, override]
-            started.append(recipe.width)
-            done: Future[str] = Future()
-            done.set_result("not run")
-            return done
-
-    sweep([replace(RECIPE, width=w) for w in (3, 9, 6)], store, Recorder(1))
+    sweep([replace(RECIPE, width=w) for w in (3, 9, 6)], store, Recorder(started))
     assert started == [9, 6, 3]
+
+
+def test_the_longest_runs_start_first_as_measured(store: Store) -> None:
+    done = run(RECIPE)
+    store.put(replace(done, seconds=1.0))
+    store.put(replace(done, recipe=replace(RECIPE, method="irm").resolved(), seconds=1e6))
+    started: list[int] = []
+    sweep([replace(RECIPE, width=9), replace(RECIPE, method="irm", width=3)], store, Recorder(started))
+    assert started == [3, 9]
+
+
+def test_estimates_scale_what_was_measured_on_the_most_alike_runs() -> None:
+    done = run(RECIPE)
+    narrow, wide = (replace(RECIPE, width=width).resolved() for width in (4, 40))
+    estimates = Estimates.of([replace(done, seconds=3.0), replace(done, seconds=5.0)])
+    assert estimates.seconds(narrow) == pytest.approx(4.0)
+    assert estimates.seconds(wide) == pytest.approx(4.0 * cost(wide) / cost(narrow))
+    estimates.learn(replace(done, recipe=wide, seconds=7.0))
+    assert estimates.seconds(wide) == pytest.approx(7.0)
+    assert Estimates().seconds(wide) is None
+
+
+def test_progress_counts_every_run_once(store: Store) -> None:
+    seen: list[Progress] = []
+    recipes = [RECIPE, RECIPE, replace(RECIPE, width=5), replace(RECIPE, data="colored_mnist", n_train=10)]
+    store.put(run(RECIPE))
+    with ThreadPoolExecutor(1) as pool:
+        found = sweep(recipes, store, pool, data_root="/nowhere", watch=seen.append)
+    assert [result is None for result in found] == [False, False, False, True]
+    last = seen[-1]
+    assert (last.total, last.done, last.failed, last.postponed, last.running) == (3, 2, 1, 0, [])
+    assert summary(last) == "2 of 3 done, 0 running, 1 failed"
+
+
+def test_a_log_says_what_ended_and_how(store: Store) -> None:
+    written = StringIO()
+    shown = Reporter(store, Console(file=written, width=40))
+    store.put(run(RECIPE))
+    shown.on_done(RECIPE.resolved(), None)
+    shown.on_done(replace(RECIPE, width=5).resolved(), "ValueError: [red]nonsense[/red]")
+    shown.on_done(replace(RECIPE, width=6).resolved(), Postponed("not started"))
+    running = [(replace(RECIPE, width=6).resolved(), 0.5)]
+    for _ in range(2):
+        shown.watch(Progress(4, 1, 1, 1, running, 600.0))
+    lines = written.getvalue().splitlines()
+    assert lines[0].startswith("colored_digits 1200, width 4, ERM, seed 0: train ")
+    assert lines[1].endswith("FAILED: ValueError: [red]nonsense[/red]") and "FAILED" not in lines[2]
+    assert lines[3:] == ["  1 of 4 done, 1 running, 1 failed, 1 left for later, about 10 min left"]
 
 
 def test_seeds_become_one_row(store: Store) -> None:
@@ -96,5 +214,21 @@ def test_seeds_become_one_row(store: Store) -> None:
 def test_the_interval_is_students() -> None:
     values = (60.0, 61.5, 64.0, 62.5)
     low, high = t.interval(0.95, 3, loc=np.mean(values), scale=np.std(values, ddof=1) / 2)
-    assert Figures(values).half_width == pytest.approx((high - low) / 2)
-    assert np.isnan(Figures((60.0,)).half_width) and str(Figures((60.0,))) == "60.0"
+    figures = Figures(values)
+    assert figures.interval == pytest.approx((low, high))
+    assert figures.half_width == pytest.approx((high - low) / 2)
+
+
+def test_one_seed_has_no_interval() -> None:
+    one = Figures((60.0,))
+    assert one.interval is None and np.isnan(one.half_width) and str(one) == "60.0"
+
+
+def test_the_paired_interval_is_that_of_the_paired_t_test() -> None:
+    a, b = [60.0, 66.0, 63.0, 61.0], [50.0, 54.5, 55.0, 48.0]
+    found = paired({**dict(enumerate(a)), 8: 0.0}, {**dict(enumerate(b)), 9: 99.0})
+    expected = ttest_rel(a, b).confidence_interval(0.95)
+    assert found is not None and found.interval == pytest.approx((expected.low, expected.high))
+    assert paired({0: 1.0}, {1: 1.0}) is None
+    single = paired({0: 1.0}, {0: 0.5})
+    assert single is not None and single.values == (0.5,) and single.interval is None

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sparseirm.core import SettingError
 from sparseirm.files import (
     DamagedFileError,
     canonical,
@@ -70,6 +71,20 @@ def test_tensors_and_note_are_read_as_they_were_written(tmp_path: Path) -> None:
         assert torch.equal(tensors[name], tensor)
 
 
+def test_the_same_tensors_and_note_are_the_same_bytes(tmp_path: Path) -> None:
+    for name in "abcdefgh":
+        write_tensors(tmp_path / name, TENSORS, NOTE)
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+
+
+def test_others_can_read_our_tensors(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    write_tensors(tmp_path / "file", TENSORS, NOTE)
+    for name, tensor in load_file(tmp_path / "file").items():
+        assert torch.equal(tensor, TENSORS[name])
+
+
 def test_no_tensors_at_all_can_be_written(tmp_path: Path) -> None:
     write_tensors(tmp_path / "file", {}, {})
     assert read_tensors(tmp_path / "file") == ({}, {})
@@ -93,9 +108,16 @@ def test_numbers_json_has_no_words_for_are_refused_and_the_old_file_stays(
 
 
 @pytest.mark.parametrize("fails", ["fsync", "replace", "chmod"])
-@pytest.mark.parametrize("error", [OSError("no space left on device"), KeyboardInterrupt()])
+@pytest.mark.parametrize(
+    ("error", "seen"),
+    [(OSError(28, "No space left on device"), SettingError), (KeyboardInterrupt(), KeyboardInterrupt)],
+)
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
-    fails: str, error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fails: str,
+    error: BaseException,
+    seen: type[BaseException],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def fail(*arguments: object) -> None:
         raise error
@@ -103,7 +125,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
     write_bytes(tmp_path / "file", b"old")
     with monkeypatch.context() as patch:
         patch.setattr(os, fails, fail)
-        with pytest.raises(type(error)):
+        with pytest.raises(seen):
             write_bytes(tmp_path / "file", b"new")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
     assert (tmp_path / "file").read_bytes() == b"old"

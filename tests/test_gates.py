@@ -103,6 +103,16 @@ def test_the_floor_bounds_what_the_gradient_divides_by() -> None:
     close(floored, free * spread / spread.clamp_min(0.01))
 
 
+@pytest.mark.parametrize("d", [5, CHUNK + 1, 3 * CHUNK - 1])
+def test_a_generator_gives_the_bits_of_the_draws_it_would_give_at_once(d: int) -> None:
+    one = draw(d, torch.float32)
+    drawn = gated(one.weights, one.probabilities, uniform(one.weights, generator(3)), 0.5, 0.0)
+    piecewise = gated(one.weights, one.probabilities, generator(3), 0.5, 0.0)
+    assert torch.equal(drawn, piecewise)
+    for left, right in zip(one.gradients(drawn), one.gradients(piecewise), strict=True):
+        assert torch.equal(left, right)
+
+
 # Theory: gates are Bernoulli.
 
 
@@ -143,3 +153,10 @@ def test_uniform_draws_never_reach_zero_or_one(monkeypatch: pytest.MonkeyPatch) 
     assert (u > 0).all()
     assert (u < 1).all()
     assert u.logit().isfinite().all()
+
+
+def test_uniform_draws_are_a_function_of_their_generator_in_the_type_asked_for() -> None:
+    like = torch.empty(3, dtype=torch.float64)
+    one, same, other = (uniform(like, generator(seed)) for seed in (0, 0, 1))
+    assert one.dtype == torch.float64
+    assert torch.equal(one, same) and not torch.equal(one, other)

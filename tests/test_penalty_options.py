@@ -18,6 +18,7 @@ def test_make_gives_the_object_of_the_table_or_one_with_other_numbers() -> None:
     for name, penalty in PENALTIES.items():
         assert make(name) is penalty
     assert make("bayesian", sd=1, split=True) == BayesianIRM(sd=1.0, n_draws=10, split=True)
+    assert make("bayesian", n_draws=1) == BayesianIRM(n_draws=1)
     assert repr(make("bayesian", sd=1)) == "BayesianIRM(sd=1.0, n_draws=10, split=False)"
 
 
@@ -32,6 +33,7 @@ def test_make_gives_the_object_of_the_table_or_one_with_other_numbers() -> None:
         ("bayesian", {"split": 1}, "`split` of penalty 'bayesian' must be of type bool; got 1"),
         ("bayesian", {"sd": -0.1}, "`sd` of the Bayesian penalty must be 0 or more; got -0.1"),
         ("bayesian", {"n_draws": 0}, "`n_draws` must be at least 1; got 0"),
+        ("eqrm", {"quantile": 0.0}, "`quantile` must lie strictly between 0 and 1; got 0.0"),
         ("eqrm", {"quantile": 1.0}, "`quantile` must lie strictly between 0 and 1; got 1.0"),
         ("mmrex", {"lambda_min": 0.5}, "`lambda_min` must be 0 or less; got 0.5"),
         ("groupdro", {"temperature": -1.0}, "`temperature` must be 0 or more; got -1.0"),
@@ -73,6 +75,8 @@ def test_halves_need_two_samples_of_every_environment(penalty: Penalty) -> None:
     weight[(out.env == 1).nonzero()[0]] = 0
     with pytest.raises(SettingError, match="environment 1 has 1 of 7"):
         penalty(replace(out, weight=weight))
+    with pytest.raises(SettingError, match="environment 1 has 0 of 7"):
+        penalty(replace(out, weight=(out.env == 0).float()))
 
 
 @dataclass(frozen=True)

@@ -189,6 +189,14 @@ def test_fishr_is_the_variance_of_the_variances_of_per_sample_gradients(loss: Lo
     assert fishr(out).item() == pytest.approx(np.var(variances, axis=0).mean(), rel=1e-10)
 
 
+def test_fishr_of_float32_is_as_good_as_float64_gets_far_from_the_origin() -> None:
+    out = plain(BINARY)
+    assert out.features is not None
+    single = replace(out, logits=out.logits.float(), features=(out.features + 300).float())
+    double = replace(out, logits=single.logits.double(), features=(out.features + 300).float().double())
+    assert fishr(single).item() == pytest.approx(fishr(double).item(), rel=1e-4)
+
+
 # Risks.
 
 
@@ -212,6 +220,8 @@ def test_group_dro_is_the_worst_risk_and_its_smooth_form_weighs_risks_by_one_exp
     out = with_risks(RISKS)
     assert (out.risks.mean() + GroupDRO()(out)).item() == pytest.approx(max(RISKS))
     close(GroupDRO(temperature=1e-4)(out), GroupDRO()(out), rtol=1e-3, atol=0)
+    smooth = 0.5 * np.log(np.mean(np.exp(np.array(RISKS) / 0.5)))
+    assert (out.risks.mean() + GroupDRO(temperature=0.5)(out)).item() == pytest.approx(smooth)
     logits = out.logits.requires_grad_()
     live = replace(out, logits=logits)
     (gradient,) = torch.autograd.grad(live.risks.mean() + GroupDRO(temperature=0.5)(live), logits)
@@ -233,15 +243,16 @@ def test_the_quantile_of_the_risks_is_that_of_scipy_s_kernel_density(
 # Features.
 
 
-def test_coral_is_the_mean_over_pairs_of_environments() -> None:
-    out = plain(BINARY)
+@pytest.mark.parametrize("n_envs", [2, 3])
+def test_coral_is_the_mean_over_pairs_of_environments(n_envs: int) -> None:
+    out = replace(plain(BINARY), env=outputs(BINARY).env % n_envs, n_envs=n_envs)
     assert out.features is not None and out.weight is not None
     x, weight, env = out.features.numpy(), out.weight.numpy(), out.env.numpy()
-    means = [np.average(x[env == e], axis=0, weights=weight[env == e]) for e in range(3)]
-    spreads = [np.cov(x[env == e].T, fweights=weight[env == e], bias=True) for e in range(3)]
+    means = [np.average(x[env == e], axis=0, weights=weight[env == e]) for e in range(n_envs)]
+    spreads = [np.cov(x[env == e].T, fweights=weight[env == e], bias=True) for e in range(n_envs)]
     pairs = [
         np.mean((means[e] - means[f]) ** 2) + np.mean((spreads[e] - spreads[f]) ** 2)
-        for e, f in combinations(range(3), 2)
+        for e, f in combinations(range(n_envs), 2)
     ]
     assert coral(out).item() == pytest.approx(np.mean(pairs), rel=1e-12)
 

@@ -64,9 +64,9 @@ def assert_exact(scores: np.ndarray, budget: float) -> None:
 @pytest.fixture
 def passes(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     """Number of passes over the scores since it was last asked for."""
-    counted, original = [], projection._excess
+    counted, original = [], projection._total
 
-    def excess(scores: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def total(scores: Tensor, v: Tensor) -> Tensor:
         counted.append(v)
         return original(scores, v)
 
@@ -75,7 +75,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
         counted.clear()
         return number
 
-    monkeypatch.setattr(projection, "_excess", excess)
+    monkeypatch.setattr(projection, "_total", total)
     return since_last
 
 

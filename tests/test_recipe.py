@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from makers import outputs
 from sparseirm.core import SettingError
-from sparseirm.data import DATASETS
+from sparseirm.data import DATASETS, FINGERPRINTS
 from sparseirm.losses import BINARY, LOSSES
 from sparseirm.methods import METHODS, SETTINGS
 from sparseirm.penalties import PENALTIES
@@ -22,12 +22,12 @@ FIELDS = [f.name for f in fields(Recipe)]
 positive = st.floats(1e-9, 1e9)
 share = st.floats(0, 1)
 anything = {
-    "data": st.sampled_from(sorted(DATASETS)),
+    "data": st.sampled_from(sorted({*DATASETS} - {*FINGERPRINTS})),
     "n_train": st.integers(2, 10**6),
     "correlations": st.lists(share, min_size=3, max_size=5).map(tuple),
     "label_noise": share,
     "width": st.integers(1, 10**4),
-    "steps": st.integers(1, 10**6),
+    "epochs": st.integers(1, 10**4),
     "batch_size": st.integers(2, 10**4),
     "optimizer": st.sampled_from(["adam", "sgd"]),
     "lr": positive,
@@ -37,6 +37,7 @@ anything = {
     "precision": st.sampled_from(["fp32", "bf16"]),
     "eval_every": st.integers(1, 1000),
     "seed": st.integers(0, 2**62),
+    "leave_out": st.integers(0, 4),
 }
 invariant = {
     "penalty": st.sampled_from(sorted(PENALTIES)),
@@ -65,6 +66,7 @@ def _useful(values: dict[str, Any], method: str) -> dict[str, Any]:
     """Without what such a recipe is refused for: epsilon without Adam, a penalty where it is given."""
     drop = {"eps"} if values.get("optimizer") == "sgd" and not METHODS[method].sparse else set()
     drop |= {"penalty"} if METHODS[method].penalty else set()
+    drop |= {"sparsifier", "sparsifier_options"} if METHODS[method].sparsifier else set()
     return {name: value for name, value in values.items() if name not in drop}
 
 
@@ -100,6 +102,9 @@ def test_unknown_keys_are_refused() -> None:
 BASE = Recipe(optimizer="sgd")
 CHANGES: dict[str, Any] = {
     "data": "full_colored_digits",
+    "data_options": {"size": 32},
+    "test_envs": ("b",),
+    "data_digest": "1" * 64,
     "n_train": 100,
     "correlations": (0.9, 0.7, 0.2),
     "label_noise": 0.1,
@@ -107,12 +112,17 @@ CHANGES: dict[str, Any] = {
     "method": "sparseerm",
     "penalty": "rex",
     "penalty_options": {"sd": 0.1},
+    "environments": "eiil",
+    "environments_options": {"steps": 20},
     "density": 0.3,
     "budget": 500,
     "weights_per_sample": 2.0,
     "sparsifier_options": {"decide_at": 0.5},
     "settings": "released",
     "steps": 10,
+    "epochs": 10,
+    "stage_lengths": (1, 1, 2),
+    "leave_out": 0,
     "batch_size": 64,
     "optimizer": "adam",
     "lr": 1e-5,
@@ -124,10 +134,20 @@ CHANGES: dict[str, Any] = {
     "penalty_from": 0.5,
     "penalty_to": 0.75,
     "divide_loss": True,
+    "lr_drop": 0.5,
+    "lr_stop": 0.5,
     "precision": "bf16",
     "eval_every": 7,
     "seed": 1,
 }
+
+
+NEEDED = {
+    "penalty_options": {"penalty": "bayesian"},
+    "stage_lengths": {"method": "mrm"},
+    "environments_options": {"environments": "eiil"},
+}
+"""Where a field has an effect."""
 
 
 def test_every_field_with_a_choice_is_varied_here() -> None:
@@ -136,8 +156,23 @@ def test_every_field_with_a_choice_is_varied_here() -> None:
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_the_key_differs_if_any_field_differs(name: str) -> None:
-    base = replace(BASE, penalty="bayesian") if name == "penalty_options" else BASE
+    own = Recipe(optimizer="sgd", data="folder", test_envs=("a",), data_digest="0" * 64)
+    base = own if name in ("data_options", "test_envs", "data_digest") else BASE
+    base = replace(base, **NEEDED.get(name, {}))
     assert replace(base, **{name: CHANGES[name]}).key != base.key
+
+
+@pytest.mark.parametrize(
+    ("recipe", "key"),
+    [
+        (Recipe(), "7c05ff0403d47aca"),
+        (Recipe(data="colored_mnist", method="irm", penalty="rex"), "e68053f8d2008ed7"),
+        (Recipe(data="full_colored_mnist", method="oracle", seed=3), "a6b21fc3cf0fbaee"),
+        (Recipe(data="colored_fashion", settings="released", width=64), "2ba685acad2cea69"),
+    ],
+)
+def test_stored_results_are_still_found_under_their_keys(recipe: Recipe, key: str) -> None:
+    assert recipe.key == key
 
 
 def test_the_key_is_the_same_for_a_default_and_the_default_written_out() -> None:
@@ -179,10 +214,10 @@ def test_what_is_given_wins_over_the_settings() -> None:
 # The budget.
 
 
-def test_the_automatic_budget_counts_weights_per_sample_up_to_all_weights() -> None:
+def test_the_automatic_budget_counts_weights_per_sample_up_to_half_of_them() -> None:
     recipe = Recipe(weights_per_sample=1.5).resolved()
     assert recipe.budget == "auto"
-    assert [recipe.count(d, n_train=1200) for d in (10**6, 1800, 1799, 5)] == [1800, 1800, 1799, 5]
+    assert [recipe.count(d, n_train=1200) for d in (10**6, 3600, 3599, 5)] == [1800, 1800, 1799, 2]
     assert replace(recipe, weights_per_sample=1e-9).count(10**6, 1200) == 1
 
 
@@ -224,10 +259,11 @@ def test_recipes_make_what_they_name() -> None:
         ({"method": "irm", "budget": "auto"}, "`budget` has no effect"),
         ({"method": "irm", "sparsifier_options": {"decide_at": 1}}, "`sparsifier_options` has no effect"),
         ({"density": 0.5, "weights_per_sample": 1.0}, "`weights_per_sample` has no effect"),
+        ({"lr_schedule": "constant", "lr_stop": 0.5}, "`lr_stop` has no effect"),
         ({"momentum": 0.9}, "`momentum` has no effect: only sgd has one"),
         ({"density": 5}, r"`density` must be in \(0, 1\].* got 5. For 5 per cent pass 0.05."),
         ({"density": 0.0}, r"`density` must be in \(0, 1\].* got 0\.$"),
-        ({"density": float("nan")}, r"`density` must be in \(0, 1\]"),
+        ({"density": float("nan")}, "`density` must be finite; got nan"),
         ({"density": 0.5, "budget": 10}, "give `density` or `budget`, not both; got 0.5 and 10"),
         ({"budget": 0}, "`budget` must be at least 1 weight, or auto; got 0"),
         ({"weights_per_sample": 0.0}, "`weights_per_sample` must be positive; got 0.0"),

@@ -248,9 +248,24 @@ def test_a_penalty_that_is_not_finite_stops_the_run_and_its_step_is_named() -> N
         ({"l2": -1}, "`l2` must be 0 or more; got -1"),
         ({"penalty_weight": -1}, "`penalty_weight` must be 0 or more"),
         ({"penalty_to": -0.5}, r"`penalty_to` must be a fraction of the run, in \[0, 1\]; got -0.5"),
+        ({"lr_drop": 0.0}, r"`lr_drop` must be a factor in \(0, 1\]; got 0.0"),
+        ({"lr_stop": 1.5}, r"`lr_stop` must be a fraction of the run, in \(0, 1\]; got 1.5"),
         ({"penalty_from": 1.5}, r"`penalty_from` must be a fraction of the run, in \[0, 1\]; got 1.5"),
     ],
 )
 def test_a_plan_out_of_range_is_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(SettingError, match=message):
         Plan(**settings)
+
+
+def test_the_learning_rate_drops_once_the_penalty_acts() -> None:
+    plan = Plan(steps=10, lr=2.0, lr_schedule="constant", penalty_from=0.3, lr_drop=0.25)
+    assert [plan.lr_at(step) for step in (0, 2, 3, 9)] == [2.0, 2.0, 0.5, 0.5]
+    assert replace(plan, penalty_weight=0.0).lr_at(9) == 2.0
+
+
+def test_the_schedule_may_be_over_early_once_the_penalty_acts() -> None:
+    plan = Plan(steps=10, lr=2.0, penalty_from=0.2, lr_stop=0.5)
+    whole = Plan(steps=10, lr=2.0, penalty_from=1.0)
+    assert [plan.lr_at(step) for step in (0, 1)] == [whole.lr_at(step) for step in (0, 1)]
+    assert [plan.lr_at(step) for step in (2, 3, 4, 5, 9)] == [whole.lr_at(step) for step in (4, 6, 8, 10, 10)]

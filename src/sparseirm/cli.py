@@ -8,9 +8,9 @@ import io
 import itertools
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,20 +20,29 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from sparseirm.core import NonFiniteError, SettingError
+from sparseirm.deploy import export
+from sparseirm.doctor import doctor
+from sparseirm.experiments.ablation import ablation
+from sparseirm.experiments.executors import local
 from sparseirm.experiments.figures import comparison
+from sparseirm.experiments.pictures import pictures
+from sparseirm.experiments.prepare import prepare_coco
+from sparseirm.experiments.progress import reporter
+from sparseirm.experiments.report import report
+from sparseirm.experiments.reproduce import reproduce
+from sparseirm.experiments.rules import rounds, side_by_side
+from sparseirm.experiments.rules import table as by_rule
 from sparseirm.experiments.store import Store
-from sparseirm.experiments.sweep import local, sweep
-from sparseirm.experiments.tables import HEADINGS, Row, cells, label, markdown, rows
+from sparseirm.experiments.sweep import sweep
+from sparseirm.experiments.tables import HEADINGS, Row, cells, label, markdown, markdown_table, notes, rows
 from sparseirm.experiments.theory import theory
+from sparseirm.experiments.variants import DEFAULT, variants
 from sparseirm.files import write_bytes
-from sparseirm.methods import METHODS
 from sparseirm.recipe import Recipe
-from sparseirm.registry import lookup
 from sparseirm.runs import Point, Result, run
 from sparseirm.training.loop import Record
 
 Flat = tyro.conf.arg(name="")
-DEFAULT = Recipe()
 
 
 def train(
@@ -62,12 +71,18 @@ def train(
         The result.
     """
     recipe = recipe.resolved()
-    with _bar(label(recipe), recipe.steps or 1) as on_step:
+    with _bar(label(recipe), recipe.total_steps) as on_step:
         result = run(recipe, data_root=data_root, out=out, resume=resume, device=device, on_step=on_step)
     console = Console(width=100)
+    for number, found in enumerate(result.inferred or []):
+        rate = found["agreement"]
+        agreement = "" if rate is None else f", spurious attribute and label agree in {100 * rate:.1f} %"
+        console.print(f"inferred {number}: {found['size']} samples{agreement}", highlight=False)
     for split, score in result.last.items():
         each = ", ".join(f"{name}: {value:.1f}" for name, value in score.per_env.items())
         console.print(f"{split:>5} accuracy {score.accuracy:5.1f} %  ({each})", highlight=False)
+    if result.source_note:
+        console.print(f"data: {result.source_note}", highlight=False)
     console.print(
         f"kept {result.kept} of {result.n_weights} weights (density {result.kept / result.n_weights:.3g}) "
         f"in {result.seconds:.0f} s",
@@ -81,11 +96,14 @@ def compare(
     *,
     methods: tuple[str, ...] = ("erm", "irm", "sparseirm", "oracle"),
     penalties: tuple[str, ...] = ("rex",),
+    sparsifiers: tuple[str, ...] = (),
+    densities: tuple[float, ...] = (),
     seeds: tuple[int, ...] = (0, 1, 2),
     data_root: str | None = None,
     store: Path = Path("results"),
     out: Path = Path("out/compare"),
     workers: int | None = None,
+    rules: bool = False,
 ) -> list[Row]:
     """Compare methods on one data set over seeds, in one table and one figure.
 
@@ -99,31 +117,43 @@ def compare(
         recipe: what all runs have in common.
         methods: methods to compare, as in `--method`.
         penalties: penalties of the methods that have a choice, as in `--penalty`.
+        sparsifiers: sparsifiers of the sparse methods, as in `--sparsifier`; that one by default.
+        densities: densities of the sparse methods, as in `--density`; that one by default.
         seeds: one run each.
         data_root: folder of the data files; the variable SPARSEIRM_DATA otherwise.
         store: folder of the results.
         out: folder for the figure ``compare.svg`` and the table ``compare.md``.
         workers: number of processes; one per core by default.
+        rules: also show what other rules of selecting a step would have reported; with three or more training
+            environments this takes a further run without each of them.
 
     Returns:
-        One row per method and penalty, with its results.
+        One row per method, penalty, sparsifier and density, with its results.
     """
-    recipes = _variants(recipe, methods, penalties, seeds)
-    with _bar("all", len(recipes), unit="runs") as advance, local(workers) as pool:
-
-        def on_done(recipe: Recipe, failure: str | None) -> None:
-            advance()
-            if failure:
-                Console(stderr=True).print(f"{label(recipe)}, seed {recipe.seed}: {failure}")
-
-        found = sweep(recipes, Store(store), pool, data_root, on_done)
+    recipes = variants(recipe, methods, penalties, sparsifiers, densities, seeds)
+    with reporter(Store(store)) as shown, local(workers) as pool:
+        found = sweep(recipes, Store(store), pool, data_root, shown.on_done, watch=shown.watch)
+        if rules and (further := rounds(filter(None, found))):
+            sweep(further, Store(store), pool, data_root, shown.on_done, watch=shown.watch)
     table = rows(found)
     if not table:
         raise SettingError(f"no run finished; the reasons are in {store / 'failed'}.")
-    Console(width=100).print(_table(table))
-    write_bytes(out / "compare.md", markdown(table).encode())
+    Console(width=100).print(_table(table), *notes(table), sep="\n")
+    text = markdown(table)
+    if rules:
+        chosen = [(row.label, side_by_side(row.results, Store(store).get)) for row in table]
+        headings, lines = by_rule(chosen)
+        refusals = sorted({f"{one.refusal}\n" for _, each in chosen for one in each if one.refusal})
+        Console(width=120).print(_plain_table(headings, lines), *refusals, sep="\n", highlight=False)
+        text += "\n".join(["", markdown_table(headings, lines), *refusals])
+    write_bytes(out / "compare.md", text.encode())
     figure = comparison(table, f"{recipe.data}: seen and unseen environments", out / "compare.svg")
     print(f"figure: {figure}, table: {out / 'compare.md'}")
+    if None in found:
+        raise SettingError(
+            f"{found.count(None)} of {len(found)} runs did not finish, and the table lacks them; the reasons "
+            "are above. The same command goes on with them."
+        )
     return table
 
 
@@ -158,18 +188,29 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "train": train,
     "compare": compare,
     "theory": theory,
+    "export": export,
+    "pictures": pictures,
+    "prepare-coco": prepare_coco,
+    "doctor": doctor,
+    "reproduce": reproduce,
+    "report": report,
+    "ablation": ablation,
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return 0, or 2 with one helpful line if a value cannot be used."""
+    warnings.formatwarning = lambda message, *where, **more: f"sparseirm: note: {message}.\n"
     try:
         _parsed(sys.argv[1:] if arguments is None else arguments)()
     except (_UsageError, SettingError, NonFiniteError) as error:
         print("sparseirm:", " ".join(str(error).split()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("sparseirm: stopped. `train --resume` with `--out`, and `compare`, go on.", file=sys.stderr)
+        print(
+            "sparseirm: stopped. `train --resume` with `--out`, `compare` and `prepare-coco` go on.",
+            file=sys.stderr,
+        )
         return 130
     except OSError as error:
         print(f"sparseirm: {error}", file=sys.stderr)
@@ -216,49 +257,30 @@ def _first_line(box: str, arguments: Sequence[str]) -> str:
     near = next((line.split()[0] for line in lines if line.startswith("--")), None)
     hint = f" Did you mean {near}?" if near and first.startswith("Unrecognized") else ""
     command = arguments[0] if arguments and arguments[0] in COMMANDS else ""
-    return f"{first.rstrip('.')}.{hint} See `sparseirm {command} --help`.".replace("  ", " ")
-
-
-def _variants(
-    recipe: Recipe, methods: Sequence[str], penalties: Sequence[str], seeds: Sequence[int]
-) -> list[Recipe]:
-    """All runs of a comparison; refuses empty or repeated names, and settings without effect in any run."""
-    for name, instead in (("method", "methods"), ("penalty", "penalties"), ("seed", "seeds")):
-        if getattr(recipe, name) != getattr(DEFAULT, name):
-            raise SettingError(f"`{name}` has no effect in a comparison; give `{instead}`.")
-    for name, given in (("methods", methods), ("penalties", penalties), ("seeds", seeds)):
-        if not given or len(set(given)) < len(given):
-            raise SettingError(f"`{name}` must name each one once, and at least one; got {list(given)}.")
-    kinds = [(method, lookup("method", METHODS, method)) for method in methods]
-    variants = [
-        recipe.adapted(method, penalty)
-        for method, kind in kinds
-        for penalty in (penalties if kind.invariant and not kind.penalty else (kind.penalty,))
-    ]
-    shared = {f.name for f in fields(Recipe)} - {"method", "penalty", "seed"}
-    for name in sorted(name for name in shared if getattr(recipe, name) != getattr(DEFAULT, name)):
-        given = getattr(recipe, name)
-        if all(getattr(variant, name) != given for variant in variants):
-            raise SettingError(f"`{name}` has no effect with methods {', '.join(methods)}; got {given}.")
-    return [replace(variant, seed=seed) for variant in variants for seed in seeds]
+    return f"{first.rstrip('. ')}.{hint} See `sparseirm {command} --help`.".replace("  ", " ")
 
 
 def _table(table: Sequence[Row]) -> Table:
-    shown = Table(title="accuracy at the last step, in percent: mean ± standard deviation over seeds")
-    for heading in HEADINGS:
-        shown.add_column(heading, justify="left" if heading == "method" else "right")
-    for row in table:
-        shown.add_row(*cells(row))
+    title = "accuracy at the last step, in percent: mean ± standard deviation over seeds"
+    return _plain_table(HEADINGS, map(cells, table), title)
+
+
+def _plain_table(headings: Sequence[str], lines: Iterable[Sequence[str]], title: str | None = None) -> Table:
+    shown = Table(title=title)
+    for at, heading in enumerate(headings):
+        shown.add_column(heading, justify="right" if at else "left")
+    for line in lines:
+        shown.add_row(*line)
     return shown
 
 
 @contextmanager
-def _bar(title: str, total: int, unit: str = "steps") -> Iterator[Callable[..., None]]:
+def _bar(title: str, total: int) -> Iterator[Callable[[Record, Sequence[Point]], None]]:
     """A progress bar on a terminal, silence elsewhere; yields the function that moves it."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        TextColumn("{task.completed:.0f}/{task.total:.0f} " + unit),
+        TextColumn("{task.completed:.0f}/{task.total:.0f} steps"),
         TextColumn("{task.fields[note]}"),
         TimeRemainingColumn(),
     )
@@ -266,10 +288,8 @@ def _bar(title: str, total: int, unit: str = "steps") -> Iterator[Callable[..., 
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task(title, total=total, note="")
 
-        def advance(record: Record | None = None, trajectory: Sequence[Point] = ()) -> None:
-            if record is None:
-                progress.advance(task)
-            elif record.step % 10 == 0 or record.step == total:
+        def advance(record: Record, trajectory: Sequence[Point]) -> None:
+            if record.step % 10 == 0 or record.step == total:
                 progress.update(task, completed=record.step, note=_note(record, trajectory))
 
         yield advance

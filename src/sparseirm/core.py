@@ -214,7 +214,7 @@ class Sparsifier(Protocol):
         ...
 
     def effective(self, weights: Tensor, memory: Memory, now: Moment) -> Tensor:
-        """The weights the network runs with in this training step, differentiable; one draw."""
+        """The weights the network runs with in this step, differentiable; one draw. Changes nothing."""
         ...
 
     def price(self, memory: Memory) -> Tensor | float:

@@ -7,13 +7,27 @@ import json
 import os
 import struct
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load, save
+from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
 from sparseirm.core import SettingError, Tensors
+
+MOST_JSON = 1 << 28
+"""Bytes of the largest JSON file that is read; a result takes a few thousand."""
+
+_NOT_OURS = (
+    *(SafetensorError, struct.error, RuntimeError, RecursionError, OverflowError, MemoryError),
+    *(ValueError, KeyError, TypeError, AttributeError),
+)
+"""Errors of reading something else as safetensors."""
 
 
 class DamagedFileError(SettingError):
@@ -21,19 +35,69 @@ class DamagedFileError(SettingError):
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a whole file or nothing: to a neighbour first, flushed to disk, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    """Write a whole file or nothing: to a neighbour first, flushed to disk, then renamed.
+
+    Args:
+        path: the file; one that exists is replaced, folders that are missing are made.
+        content: all of it.
+
+    Raises:
+        SettingError: if the disk is full or the folder cannot be written to; an older file stays as it was.
+    """
+    name = ""
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(name, 0o644)
         os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
+    except BaseException as error:
+        if name:
+            Path(name).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise SettingError(
+                f"{path} cannot be written ({error.strerror or error}); what was there before is intact. "
+                "Make room or choose another folder, and run the same command again."
+            ) from error
         raise
+
+
+def remove_parts(path: Path) -> None:
+    """Remove what a process that was killed while writing ``path`` left behind; only under a lock."""
+    for part in path.parent.glob(f".{path.name}.*.part"):
+        part.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[bool]:
+    """Hold a lock file, which dies with its process; folders that are missing are made.
+
+    Args:
+        path: the lock file.
+
+    Yields:
+        bool: True while this process holds it; False, at once, if another process does.
+
+    Raises:
+        OSError: if the file cannot be made.
+    """
+    lock = FileLock(path)
+    while not lock.is_locked:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except FileNotFoundError:
+            continue  # its holder has just finished, and removed the folder
+        except Timeout:
+            yield False
+            return
+    try:
+        yield True
+    finally:
+        lock.release()
 
 
 def digest(content: bytes) -> str:
@@ -81,9 +145,11 @@ def read_json(path: Path) -> dict[str, Any]:
         The payload, without its checksum.
 
     Raises:
-        DamagedFileError: if it is not JSON, or its checksum is missing or wrong.
+        DamagedFileError: if it is not JSON, its checksum is missing or wrong, or it exceeds `MOST_JSON`.
         OSError: if the file does not exist or cannot be read.
     """
+    if path.stat().st_size > MOST_JSON:
+        raise _damaged(path, f"it is larger than {MOST_JSON} bytes")
     try:
         payload = json.loads(path.read_bytes())
         intact = payload.pop("sha256") == digest(canonical(payload).encode())
@@ -95,7 +161,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_tensors(path: Path, tensors: Tensors, note: dict[str, Any]) -> None:
-    """Write tensors and a JSON note as one safetensors file with a checksum of both.
+    """Write tensors and a JSON note as one safetensors file with a checksum of both; same values, same bytes.
 
     Args:
         path: the file; one that exists is replaced, folders that are missing are made.
@@ -106,10 +172,13 @@ def write_tensors(path: Path, tensors: Tensors, note: dict[str, Any]) -> None:
         ValueError: if the note holds NaN or infinity.
         TypeError: if it holds something that is not plain data.
     """
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    text = canonical(note)
-    _, rest = _apart(save(plain))
-    write_bytes(path, save(plain, {"note": text, "sha256": digest(text.encode() + rest)}))
+    content = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    text, (_, rest) = canonical(note), _apart(content)
+    meta = {"note": text, "sha256": digest(text.encode() + rest)}
+    end = _end_of_header(content)  # written here, because safetensors puts its metadata in random order
+    header = json.dumps({"__metadata__": meta, **json.loads(content[8:end])}).encode()
+    header += b" " * (-len(header) % 8)
+    write_bytes(path, struct.pack("<Q", len(header)) + header + content[end:])
 
 
 def read_tensors(path: Path) -> tuple[Tensors, dict[str, Any]]:
@@ -122,27 +191,62 @@ def read_tensors(path: Path) -> tuple[Tensors, dict[str, Any]]:
         The tensors by name, on the CPU, and the note.
 
     Raises:
-        DamagedFileError: if the file is not safetensors, or its checksum is missing or wrong.
+        DamagedFileError: if the file is not safetensors, its checksum is missing or wrong, or its note is no
+            object.
         OSError: if the file does not exist or cannot be read.
     """
     content = path.read_bytes()
     try:
-        tensors = load(content)
         meta, rest = _apart(content)
         intact = meta["sha256"] == digest(meta["note"].encode() + rest)
-        note = json.loads(meta["note"])
-    except (SafetensorError, ValueError, KeyError, TypeError, struct.error) as error:
+        note = {**json.loads(meta["note"])}
+        tensors = load(content) if intact else {}
+    except _NOT_OURS as error:
         raise _damaged(path, f"it is not a safetensors file with a checksum ({error})") from None
     if not intact:
         raise _damaged(path, "its checksum does not match its content")
     return tensors, note
 
 
+def check_types(thing: Any) -> None:
+    """Refuse a dataclass made of a file's content if a value is not of the type its field says.
+
+    Args:
+        thing: an instance of a dataclass; dataclasses inside it are not looked into.
+
+    Raises:
+        SettingError: naming the first such field.
+
+    Example:
+        >>> from sparseirm.core import Layout
+        >>> check_types(Layout(("a", 3), ()))  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        sparseirm.core.SettingError: `names` of a Layout is of the wrong type: item 1 of tuple is not ...
+    """
+    hints = get_type_hints(type(thing))
+    for field in fields(thing):
+        try:
+            check_type(
+                getattr(thing, field.name),
+                hints[field.name],
+                collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS,
+            )
+        except TypeCheckError as error:
+            raise SettingError(
+                f"`{field.name}` of a {type(thing).__name__} is of the wrong type: {error}."
+            ) from None
+
+
 def _apart(content: bytes) -> tuple[dict[str, str], bytes]:
     """Metadata of a safetensors file; and names, types, shapes and bytes of its tensors."""
-    end = 8 + struct.unpack("<Q", content[:8])[0]
+    end = _end_of_header(content)
     header = json.loads(content[8:end])
     return header.pop("__metadata__", {}), canonical(header).encode() + content[end:]
+
+
+def _end_of_header(content: bytes) -> int:
+    return 8 + int(struct.unpack("<Q", content[:8])[0])
 
 
 def _damaged(path: Path, why: str) -> DamagedFileError:

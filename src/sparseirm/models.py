@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from sparseirm.core import Layout, Tensors
-from sparseirm.randomness import seed_of
+from sparseirm.core import Layout, SettingError, Tensors
+from sparseirm.randomness import global_draws, seed_of
+from sparseirm.registry import one_of
 
 
 class MLP(nn.Sequential):
@@ -37,17 +39,93 @@ class MLP(nn.Sequential):
         super().__init__(nn.Flatten(), linears[0], nn.ReLU(), linears[1], nn.ReLU(), linears[2])
 
 
-def mlp(input_shape: tuple[int, ...], n_outputs: int, width: int) -> nn.Module:
-    """`MLP` for inputs of a given shape.
+def mlp(input_shape: tuple[int, ...], n_outputs: int, width: int | None) -> nn.Module:
+    """`MLP` for inputs of a given shape, of width 390 by default.
 
     >>> sum(p.numel() for p in mlp((2, 14, 14), 1, width=64).parameters())
     29377
     """
-    return MLP(torch.Size(input_shape).numel(), width, n_outputs)
+    return MLP(torch.Size(input_shape).numel(), width or 390, n_outputs)
 
 
-MODELS: dict[str, Callable[..., nn.Module]] = {"mlp": mlp}
-"""Name to ``(input_shape, n_outputs, width) -> module``."""
+Maker = Callable[[tuple[int, ...], int, int | None], nn.Module]
+"""``(input_shape, n_outputs, width) -> module``, with one logit for two classes."""
+
+MODELS: dict[str, Maker] = {"mlp": mlp}
+"""The networks of this package by name: those that have a ``width``."""
+
+TIMM = "timm:"
+
+ONE_OUTPUT = {name: {"aux_logits": False, "init_weights": True} for name in ("googlenet", "inception_v3")}
+"""Options of torchvision's networks that would otherwise give several outputs in training."""
+
+
+def maker(name: str) -> Maker:
+    """What makes the networks of a name, with random initial weights.
+
+    Args:
+        name: ``mlp``; a classifier of torchvision by its name there, such as ``resnet18``; or ``timm:`` and
+            the name of one in the package timm.
+
+    Returns:
+        A function of the shape of a sample, the number of logits, and the width, which only ``mlp`` heeds. It
+        raises a `SettingError` if the network does not take samples of that shape.
+
+    Raises:
+        SettingError: if there is no such network, or the package timm is not installed.
+
+    Example:
+        >>> maker("resnet18")((3, 32, 32), 10, None)(torch.zeros(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
+    """
+    if name in MODELS:
+        return MODELS[name]
+    return _from_timm(name) if name.startswith(TIMM) else _from_torchvision(name)
+
+
+def _from_torchvision(name: str) -> Maker:
+    from torchvision import models
+
+    listed = "mlp; classifiers of torchvision by name, such as resnet18; timm:NAME for those of timm"
+    one_of("model", name, [*MODELS, *models.list_models(module=models)], listed)
+
+    def make(input_shape: tuple[int, ...], n_outputs: int, width: int | None) -> nn.Module:
+        options = ONE_OUTPUT.get(name, {})
+        module = models.get_model(name, weights=None, num_classes=n_outputs, **options)
+        return _fitting(name, module, input_shape, n_outputs)
+
+    return make
+
+
+def _from_timm(name: str) -> Maker:
+    try:
+        import timm
+    except ImportError:
+        raise SettingError(f"model {name!r} needs the package timm: pip install 'sparseirm[timm]'.") from None
+    short = name.removeprefix(TIMM)
+    one_of("model of timm", short, timm.list_models(), f"the {len(timm.list_models())} of timm.list_models()")
+
+    def make(input_shape: tuple[int, ...], n_outputs: int, width: int | None) -> nn.Module:
+        module = timm.create_model(short, pretrained=False, num_classes=n_outputs, in_chans=input_shape[0])
+        return _fitting(name, module, input_shape, n_outputs)
+
+    return make
+
+
+def _fitting(name: str, module: nn.Module, input_shape: tuple[int, ...], n_outputs: int) -> nn.Module:
+    """The module, if it gives ``n_outputs`` logits for samples of ``input_shape``."""
+    try:
+        with torch.no_grad():
+            found = tuple(module.eval()(torch.zeros(2, *input_shape)).shape)
+        problem = f"it gives {found} for two samples" if found != (2, n_outputs) else ""
+    except (RuntimeError, ValueError, AssertionError) as error:
+        problem = str(error).splitlines()[0].rstrip(".")
+    if problem:
+        raise SettingError(
+            f"model {name!r} cannot classify samples of shape {input_shape}: {problem}. Those of torchvision "
+            "take 3 channels; timm:NAME takes any number of them, and mlp any shape."
+        )
+    return module
 
 
 def build(model: Callable[[], nn.Module], seed: int) -> nn.Module:
@@ -57,8 +135,8 @@ def build(model: Callable[[], nn.Module], seed: int) -> nn.Module:
     >>> torch.equal(a.weight, b.weight)
     True
     """
-    with torch.random.fork_rng():
-        torch.manual_seed(seed_of(seed, "initial weights"))
+    with global_draws(torch.device("cpu")) as seed_all:
+        seed_all(seed_of(seed, "initial weights"))
         return model()
 
 
@@ -93,6 +171,11 @@ class Network:
 
     module: nn.Module
     layout: Layout
+
+    @cached_property
+    def convolutional(self) -> bool:
+        """Whether the module has convolutions over images."""
+        return any(isinstance(module, nn.Conv2d) for module in self.module.modules())
 
     @contextmanager
     def watched(self) -> Iterator[list[Tensor]]:
@@ -133,9 +216,17 @@ class Network:
         ``buffers`` in place when ``training``; otherwise it uses ``buffers``.
         """
         self.module.train(training)
-        tensors = {**self.layout.split(effective), **others, **buffers}
-        logits: Tensor = functional_call(self.module, tensors, (x,)).float()
+        logits = self.call(x, effective, others, buffers).float()
         return logits[:, 0] if logits.ndim == 2 and logits.shape[1] == 1 else logits
+
+    def call(self, x: Tensor, effective: Tensor, others: Tensors, buffers: Tensors) -> Tensor:
+        """What the module gives for ``x``, in the mode it is in; images for convolutions go channels last."""
+        if self.convolutional and x.ndim == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
+        result: Tensor = functional_call(
+            self.module, {**self.layout.split(effective), **others, **buffers}, (x,)
+        )
+        return result
 
 
 def network(module: nn.Module) -> Network:

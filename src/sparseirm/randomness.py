@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -24,3 +26,32 @@ def generator(seed: int, *names: str | int, device: torch.device | str = "cpu") 
     tensor([True])
     """
     return torch.Generator(device).manual_seed(seed_of(seed, *names))
+
+
+@contextmanager
+def global_draws(device: torch.device) -> Iterator[Callable[[int], None]]:
+    """Lend the generators that modules draw from (initial weights, dropout): the CPU's and one device's.
+
+    Args:
+        device: where the modules are; generators of other devices are not touched.
+
+    Yields:
+        Callable[[int], None]: what seeds them. They get back their old state when the context ends.
+    """
+    lent = [torch.default_generator]
+    if device.type == "cuda":
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+        lent.append(torch.cuda.default_generators[device.index or 0])
+    elif device.type == "mps":
+        lent.append(torch.mps._get_default_mps_generator())
+    before = [generator.get_state() for generator in lent]
+
+    def seed_all(seed: int) -> None:
+        for generator in lent:
+            generator.manual_seed(seed)
+
+    try:
+        yield seed_all
+    finally:
+        for generator, state in zip(lent, before, strict=True):
+            generator.set_state(state)

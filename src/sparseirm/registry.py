@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterable, Mapping
 from importlib.metadata import entry_points
 from typing import Any, TypeVar, cast
@@ -11,14 +12,18 @@ from sparseirm.core import SettingError
 
 T = TypeVar("T")
 
+LARGEST = sys.float_info.max
+"""What numbers from files and command lines may not exceed; neither NaN nor infinity passes a comparison."""
 
-def one_of(kind: str, name: str, known: Iterable[str]) -> str:
+
+def one_of(kind: str, name: str, known: Iterable[str], listed: str = "") -> str:
     """``name`` itself if it is known.
 
     Args:
         kind: what the name is of, for the message.
         name: the name asked for.
         known: all names there are.
+        listed: words for all of them, where they are too many to be listed.
 
     Returns:
         ``name``.
@@ -37,7 +42,7 @@ def one_of(kind: str, name: str, known: Iterable[str]) -> str:
         return name
     near = difflib.get_close_matches(name, known, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise SettingError(f"no {kind} is named {name!r}.{hint} Known: {', '.join(known)}.")
+    raise SettingError(f"no {kind} is named {name!r}.{hint} Known: {listed or ', '.join(known)}.")
 
 
 def lookup(kind: str, table: Mapping[str, T], name: str) -> T:
@@ -54,10 +59,10 @@ def lookup(kind: str, table: Mapping[str, T], name: str) -> T:
     Raises:
         SettingError: if neither knows the name.
     """
+    if name in table:
+        return table[name]
     outside = {point.name: point for point in entry_points(group=f"sparseirm.{kind}")}
-    if name not in table and name in outside:
-        return cast(T, outside[name].load())
-    return table[one_of(kind, name, [*table, *outside])]
+    return cast(T, outside[one_of(kind, name, [*table, *outside])].load())
 
 
 def options(what: str, known: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -88,7 +93,7 @@ def options(what: str, known: Mapping[str, Any], given: Mapping[str, Any]) -> di
 
 
 def _fitted(what: str, value: Any, default: Any) -> Any:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= LARGEST
     if isinstance(default, bool):
         if str(value).lower() in ("true", "false"):
             return str(value).lower() == "true"

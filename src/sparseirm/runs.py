@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,18 +17,40 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparseirm.core import NonFiniteError, SettingError, Sparsifier
+from sparseirm.core import Moment, NonFiniteError, SettingError
 from sparseirm.data import Batches, DataSet
+from sparseirm.data.environments import Split
+from sparseirm.evaluation.batch_norm import deployed_buffers
 from sparseirm.evaluation.metrics import Score, deployed, evaluate, undecided
-from sparseirm.files import read_json, read_tensors, write_json, write_tensors
-from sparseirm.models import MODELS, Network, build, network
+from sparseirm.files import (
+    DamagedFileError,
+    check_types,
+    locked,
+    read_json,
+    read_tensors,
+    remove_parts,
+    write_json,
+    write_tensors,
+)
+from sparseirm.inference import in_inferred_environments
+from sparseirm.models import Network, build, maker, network
+from sparseirm.randomness import generator, seed_of
 from sparseirm.recipe import Recipe
 from sparseirm.training.checkpoint import load_state, save_state
-from sparseirm.training.loop import Record, train
+from sparseirm.training.loop import Record
 from sparseirm.training.precision import onednn_routed
-from sparseirm.training.state import State, start
+from sparseirm.training.stages import Stage, enter, train_stages
+from sparseirm.training.state import State
 
 RESULT, MODEL, CHECKPOINT = "result.json", "model.safetensors", "checkpoint.safetensors"
+LOCK = ".lock"
+
+CHECKPOINT_VARIABLE = "SPARSEIRM_CHECKPOINT_SECONDS"
+"""The environment variable with the seconds between two checkpoints, of every command and its workers."""
+
+RESULTS = 1
+"""Version of what a recipe computes. To be raised with every change after which a recipe gives other numbers;
+results and checkpoints of another version are not mixed with new ones. Files without a version are of 1."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +58,7 @@ class Point:
     """One evaluation on the way: of the deterministic network, on every split.
 
     Attributes:
-        step: optimiser steps taken.
+        step: optimiser steps taken, in all stages of the run together.
         risk: training risk of the relaxed network in that step.
         penalty: its penalty, unweighted.
         density: fraction of the maskable weights that the deployed network keeps.
@@ -51,9 +75,15 @@ class Point:
 
     @staticmethod
     def from_json(payload: dict[str, Any]) -> Point:
-        """The point of ``asdict``."""
-        scores = {name: Score(**score) for name, score in payload["scores"].items()}
-        return Point(**{**payload, "scores": scores})
+        """The point of ``asdict``; ``SettingError`` if it is not one."""
+        try:
+            scores = {name: Score(**score) for name, score in payload["scores"].items()}
+            point = Point(**{**payload, "scores": scores})
+        except (KeyError, TypeError, AttributeError) as error:
+            raise SettingError(f"a result has an evaluation that is none ({error!r}).") from None
+        for part in (point, *scores.values()):
+            check_types(part)
+        return point
 
 
 @dataclass(frozen=True)
@@ -62,12 +92,18 @@ class Result:
 
     Attributes:
         recipe: the resolved recipe.
-        trajectory: evaluations every ``eval_every`` steps; the last one is the last step.
+        trajectory: evaluations every ``eval_every`` steps and at the end of every stage; the last one is
+            the last step.
         n_weights: number of maskable weights, d.
         budget: K, the number of weights asked for.
         kept: number of ones in the final mask.
         seconds: time spent training and evaluating, over all resumed pieces.
-        environment: versions, processor, threads.
+        environment: versions, processor, threads. If the run was resumed where one of these differs,
+            ``resumed_on`` lists that environment: the same bits are only promised within one.
+        inferred: what the inferred environments are, as of `sparseirm.inference.described`; None if the
+            data set's own were used. Scores are always of the data set's own.
+        source_note: what one should know about the files behind the data, such as that they are JPEG.
+        version: the `RESULTS` of the code that made it.
     """
 
     recipe: Recipe
@@ -77,6 +113,9 @@ class Result:
     kept: int
     seconds: float
     environment: dict[str, Any] = field(default_factory=dict)
+    inferred: list[dict[str, Any]] | None = None
+    source_note: str | None = None
+    version: int = 1
 
     @property
     def last(self) -> dict[str, Score]:
@@ -92,12 +131,19 @@ class Result:
 
     @staticmethod
     def from_json(payload: dict[str, Any]) -> Result:
-        """The result of `to_json`."""
+        """The result of `to_json`; ``SettingError`` if it is not one."""
         derived = ("status", "density", "last")
-        given = {name: value for name, value in payload.items() if name not in derived}
-        given["recipe"] = Recipe.from_json(payload["recipe"])
-        given["trajectory"] = [Point.from_json(point) for point in payload["trajectory"]]
-        return Result(**given)
+        try:
+            given = {name: value for name, value in payload.items() if name not in derived}
+            given["recipe"] = Recipe.from_json(payload["recipe"])
+            given["trajectory"] = [Point.from_json(point) for point in payload["trajectory"]]
+            result = Result(**given)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise SettingError(f"this is not the result of a run ({error!r}).") from None
+        check_types(result)
+        if not result.trajectory or result.n_weights < 1:
+            raise SettingError("this is not the result of a run: it has no evaluation, or no weights.")
+        return result
 
 
 def run(
@@ -108,7 +154,7 @@ def run(
     resume: bool = False,
     device: str = "cpu",
     on_step: Callable[[Record, list[Point]], None] = lambda record, trajectory: None,
-    checkpoint_seconds: float = 30.0,
+    checkpoint_seconds: float | None = None,
 ) -> Result:
     """Carry out a recipe.
 
@@ -118,15 +164,18 @@ def run(
         out: folder for ``result.json``, ``model.safetensors`` and, on the way, a checkpoint.
         resume: go on from the checkpoint in ``out``, or return its result if it is finished.
         device: where to compute: ``cpu``, ``cuda``, ``cuda:1`` ...
-        on_step: called after every step with its record and the trajectory so far.
-        checkpoint_seconds: time between two checkpoints.
+        on_step: called after every step with its record, whose steps are counted through all stages, and the
+            trajectory so far.
+        checkpoint_seconds: time between two checkpoints; None takes it from the environment variable
+            ``SPARSEIRM_CHECKPOINT_SECONDS``, and if that is not set, 30.
 
     Returns:
         The result, which is also in ``out``.
 
     Raises:
         SettingError: if the recipe cannot be run, its data files are not to be had, ``device`` cannot be
-            used, or ``out`` holds another run, any run without ``resume``, or a damaged file.
+            used, or ``out`` holds another run, any run without ``resume``, or a damaged file, is in use by
+            another process, or cannot be written to.
         NonFiniteError: if risk or penalty become NaN or infinite.
 
     Example:
@@ -134,73 +183,170 @@ def run(
         >>> sorted(result.last), result.trajectory[-1].step
         (['test', 'train', 'val'], 20)
     """
-    recipe, place = recipe.resolved(), _device(device)
+    recipe, place = recipe.resolved().pinned(data_root), _device(device)
+    pause = _checkpoint_seconds() if checkpoint_seconds is None else checkpoint_seconds
+    with _held(None if out is None else Path(out)) as folder:
+        return _run(recipe, data_root, folder, resume, place, on_step, pause)
+
+
+def _run(
+    recipe: Recipe,
+    data_root: str | None,
+    folder: Path | None,
+    resume: bool,
+    place: torch.device,
+    on_step: Callable[[Record, list[Point]], None],
+    checkpoint_seconds: float,
+) -> Result:
+    """What `run` does with a resolved recipe, in a folder that is its own."""
     machine = environment(place)
-    folder = None if out is None else Path(out)
     if folder is not None:
         finished = _claim(folder, recipe, resume)
         if finished:
             return finished
     data = recipe.make_data(data_root).to(place)
     net = network(_module(recipe, data).to(place))
-    sparsifier = recipe.make_sparsifier(net.layout.size, len(data.train))
-    plan, loss = recipe.plan(), recipe.loss(data)
-    state = start(net, sparsifier, plan, recipe.seed)
-    trajectory, seconds = _restored(folder, state)
+    stages = recipe.stages(net.layout.size, len(data.train))
+    state, trajectory, seconds, machine = _restored(folder, net, stages, recipe.seed, machine)
     begun = saved = time.monotonic()
-    whole = False  # True between two steps, when weights and step number belong together
+    training, inferred = training_split(recipe, data)
+    total = sum(stage.plan.steps for stage in stages)
+    whole: State | None = None  # known between two steps, when weights and step number belong together
 
     def spent() -> float:
         return seconds + time.monotonic() - begun
 
     def after_step(state: State, record: Record) -> None:
         nonlocal saved, whole
-        last = record.step == plan.steps
-        if last or record.step % recipe.eval_every == 0:
-            trajectory.append(_point(net, sparsifier, state, data, recipe, record))
-        whole = True
+        stage = stages[state.stage]
+        if state.step == stage.plan.steps or record.step % recipe.eval_every == 0:
+            trajectory.append(_point(net, stage, state, data, recipe, record))
+        whole = state if record.step < total else None
         on_step(record, trajectory)
-        if folder and not last and time.monotonic() - saved >= checkpoint_seconds:
-            _save(folder, state, recipe, trajectory, spent())
+        if folder and whole and time.monotonic() - saved >= checkpoint_seconds:
+            _save(folder, state, recipe, trajectory, spent(), machine)
             saved = time.monotonic()
-        whole = False
+        whole = None
 
-    batches = Batches(data.train.samples, len(data.train.names), recipe.batch_size, recipe.seed)
+    batches = _batches(recipe, training)
     try:
-        train(net, batches, loss, recipe.make_penalty(), sparsifier, plan, state, recipe.seed, after_step)
+        state = train_stages(
+            net, batches, recipe.loss(data), recipe.make_penalty(), stages, state, recipe.seed, after_step
+        )
     except KeyboardInterrupt:
-        if folder and whole and state.step < plan.steps:
-            _save(folder, state, recipe, trajectory, spent())
+        if folder and whole:
+            _save(folder, whole, recipe, trajectory, spent(), machine)
         raise
+    sparsifier = stages[-1].sparsifier
     mask = sparsifier.mask(state.weights.detach(), state.memory)
-    result = Result(recipe, trajectory, net.layout.size, sparsifier.budget, int(mask.sum()), spent(), machine)
+    result = Result(
+        recipe=recipe,
+        trajectory=trajectory,
+        n_weights=net.layout.size,
+        budget=sparsifier.budget,
+        kept=int(mask.sum()),
+        seconds=spent(),
+        environment=machine,
+        inferred=inferred,
+        source_note=data.source_note,
+        version=RESULTS,
+    )
     if folder:
-        tensors = {**net.layout.split(deployed(sparsifier, state)), **state.others, **state.buffers}
-        write_tensors(folder / MODEL, tensors, {"recipe": recipe.to_json()})
+        buffers = _as_deployed(net, stages[-1], state, data, recipe).buffers
+        tensors = {**net.layout.split(deployed(sparsifier, state)), **state.others, **buffers}
+        write_tensors(folder / MODEL, tensors, {"recipe": recipe.to_json(), **_shapes(data)})
         write_json(folder / RESULT, result.to_json())
         (folder / CHECKPOINT).unlink(missing_ok=True)
     return result
 
 
-def load_model(folder: Path | str, data: DataSet) -> nn.Module:
+def training_split(recipe: Recipe, data: DataSet) -> tuple[Split, list[dict[str, Any]] | None]:
+    """The training samples in the environments that the recipe's penalty compares.
+
+    The same recipe infers the same environments, so a run that is resumed needs no record of them.
+
+    Args:
+        recipe: a resolved recipe.
+        data: its data set.
+
+    Returns:
+        The data set's own training split and None, or the split in inferred environments and what they
+        are, as of `sparseirm.inference.described`.
+
+    Raises:
+        SettingError: if environments cannot be inferred from these samples.
+        NonFiniteError: if training the model to infer from diverges.
+
+    Example:
+        >>> recipe = Recipe(method="irm", environments="eiil", n_train=200, width=16).resolved()
+        >>> split, about = training_split(recipe, recipe.make_data())
+        >>> split.names, split.counts == [entry["size"] for entry in about]
+        (('inferred 0', 'inferred 1'), True)
+    """
+    inference = recipe.make_inference()
+    if inference is None:
+        return data.train, None
+    seed = seed_of(recipe.seed, "reference")
+    net = network(_module(replace(recipe, seed=seed), data).to(data.train.samples.x.device))
+    plan = replace(recipe.plan(len(data.train)), steps=int(recipe.environments_options["reference_steps"]))
+    return in_inferred_environments(
+        data.train, inference, net, recipe.loss(data), plan, recipe.batch_size, seed
+    )
+
+
+def load_model(folder: Path | str, data: DataSet | None = None) -> nn.Module:
     """The trained network of an output folder as a plain module, masked weights set to zero.
 
     Args:
         folder: where `run` wrote ``model.safetensors``.
-        data: a data set of the shape the model was trained on.
+        data: a data set of the shape the model was trained on; needed for files of earlier versions, which do
+            not say it themselves.
 
     Returns:
         The module in evaluation mode. Its logits have shape ``(n, 1)`` for two classes.
 
     Raises:
-        DamagedFileError: if the file is damaged.
+        DamagedFileError: if the file is damaged, or holds NaN or infinity.
+        SettingError: if its recipe cannot be run, its network does not fit into memory, or it does not know
+            the shape of its inputs and ``data`` is not given.
         OSError: if there is no such file.
         RuntimeError: if ``data`` has samples of another shape, or another number of outputs.
     """
-    tensors, note = read_tensors(Path(folder) / MODEL)
-    module = _module(Recipe.from_json(note["recipe"]), data)
+    path = Path(folder) / MODEL
+    tensors, note = read_tensors(path)
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise DamagedFileError(f"{path} is no trained network: {name} holds NaN or infinity. Delete it.")
+    module = module_of(note if data is None else {**note, **_shapes(data)})
     module.load_state_dict(tensors)
     return module.eval()
+
+
+def module_of(note: dict[str, Any]) -> nn.Module:
+    """The module that the note of a model file describes, with initial weights.
+
+    Args:
+        note: ``recipe``, ``input_shape`` (of one sample) and ``n_outputs``, as in ``model.safetensors``.
+
+    Returns:
+        The module, in training mode.
+
+    Raises:
+        SettingError: if the note lacks one of them.
+    """
+    missing = [name for name in ("recipe", "input_shape", "n_outputs") if name not in note]
+    if missing:
+        raise SettingError(
+            f"the model file does not say how to rebuild its module: it has no {', '.join(missing)}. If an "
+            "earlier version wrote it, train again; if it holds a module of your own, pass that module."
+        )
+    shape, n_outputs = note["input_shape"], note["n_outputs"]
+    sizes = [*shape, n_outputs] if isinstance(shape, list) else [None]
+    if not all(type(size) is int and 0 < size < 1 << 31 for size in sizes):
+        raise SettingError(
+            f"the model file holds no shapes: {shape!r:.80} and {n_outputs!r:.80}. Train again."
+        )
+    return _built(Recipe.from_json(note["recipe"]).resolved(), tuple(shape), n_outputs)
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -216,8 +362,24 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def _module(recipe: Recipe, data: DataSet) -> nn.Module:
-    shape = tuple(data.train.samples.x.shape[1:])
-    return build(lambda: MODELS[recipe.model](shape, data.n_outputs, recipe.width), recipe.seed)
+    return _built(recipe, tuple(data.train.samples.x.shape[1:]), data.n_outputs)
+
+
+def _built(recipe: Recipe, input_shape: tuple[int, ...], n_outputs: int) -> nn.Module:
+    try:
+        return build(lambda: maker(recipe.model)(input_shape, n_outputs, recipe.width), recipe.seed)
+    except (RuntimeError, MemoryError) as error:
+        reason = str(error).splitlines()[0]
+        raise SettingError(f"a {recipe.model} of width {recipe.width} cannot be made: {reason}") from None
+
+
+def _shapes(data: DataSet) -> dict[str, Any]:
+    """What a recipe does not say about its module, as plain data."""
+    return {"input_shape": list(data.train.samples.x.shape[1:]), "n_outputs": data.n_outputs}
+
+
+def _batches(recipe: Recipe, training: Split) -> Batches:
+    return Batches(training.samples, len(training.names), recipe.batch_size, recipe.seed)
 
 
 def _device(name: str) -> torch.device:
@@ -232,8 +394,23 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _claim(folder: Path, recipe: Recipe, resume: bool) -> Result | None:
-    """Check that the folder is free or holds this very run; return its result if it is finished."""
+def _checkpoint_seconds() -> float:
+    given = os.environ.get(CHECKPOINT_VARIABLE, "30")
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = math.nan
+    if not seconds >= 0:
+        raise SettingError(f"`{CHECKPOINT_VARIABLE}` must be 0 or more seconds; got {given!r}. Unset it.")
+    return seconds
+
+
+@contextmanager
+def _held(folder: Path | None) -> Iterator[Path | None]:
+    """The output folder, in nobody else's hands, and without files that a killed process began."""
+    if folder is None:
+        yield None
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -242,6 +419,21 @@ def _claim(folder: Path, recipe: Recipe, resume: bool) -> Result | None:
         raise SettingError(
             f"`out` {str(folder)!r} cannot be written to ({error}); choose another folder."
         ) from None
+    with locked(folder / LOCK) as mine:
+        if not mine:
+            raise SettingError(
+                f"`out` {str(folder)!r} is in use by another process. Wait, or choose another."
+            )
+        for name in (RESULT, MODEL, CHECKPOINT):
+            remove_parts(folder / name)
+        try:
+            yield folder
+        finally:
+            (folder / LOCK).unlink(missing_ok=True)
+
+
+def _claim(folder: Path, recipe: Recipe, resume: bool) -> Result | None:
+    """Check that the folder is free or holds this very run; return its result if it is finished."""
     existing = [name for name in (RESULT, CHECKPOINT) if (folder / name).exists()]
     if not existing:
         return None
@@ -252,39 +444,83 @@ def _claim(folder: Path, recipe: Recipe, resume: bool) -> Result | None:
         )
     if RESULT in existing:
         result = Result.from_json(read_json(folder / RESULT))
-        _same(result.recipe, recipe, folder)
-        return result
-    _, note = read_tensors(folder / CHECKPOINT)
-    _same(Recipe.from_json(note["recipe"]), recipe, folder)
+        _same(result.recipe, result.version, recipe, folder)
+        if (folder / MODEL).exists():
+            (folder / CHECKPOINT).unlink(missing_ok=True)
+            return result
+    if CHECKPOINT in existing:
+        _, note = read_tensors(folder / CHECKPOINT)
+        _same(Recipe.from_json(note["recipe"]), note.get("version", 1), recipe, folder)
     return None
 
 
-def _same(old: Recipe, new: Recipe, folder: Path) -> None:
-    was, now = old.to_json(), new.to_json()
+def _same(old: Recipe, version: int, new: Recipe, folder: Path) -> None:
+    was = {**old.to_json(), "version of results": version}
+    now = {**new.to_json(), "version of results": RESULTS}
     differ = [name for name in {**was, **now} if was.get(name) != now.get(name)]
     if differ:
         changes = ", ".join(f"{name}: {was.get(name)} there, {now.get(name)} here" for name in differ)
         raise SettingError(f"{folder} holds another run ({changes}). Choose another `out`.")
 
 
-def _restored(folder: Path | None, state: State) -> tuple[list[Point], float]:
+def _restored(
+    folder: Path | None, net: Network, stages: Sequence[Stage], seed: int, here: dict[str, Any]
+) -> tuple[State, list[Point], float, dict[str, Any]]:
+    """The state to go on from, its trajectory, the seconds it took and the environment it began in."""
     if folder is None or not (folder / CHECKPOINT).exists():
-        return [], 0.0
-    note = load_state(folder / CHECKPOINT, state)
-    return [Point.from_json(point) for point in note["trajectory"]], note["seconds"]
+        return enter(net, stages, 0, seed), [], 0.0, here
+    _, note = read_tensors(folder / CHECKPOINT)
+    state = enter(net, stages, note.get("stage", 0), seed)
+    load_state(folder / CHECKPOINT, state)
+    trajectory = [Point.from_json(point) for point in note["trajectory"]]
+    return state, trajectory, note["seconds"], _resumed(note["environment"], here)
 
 
-def _save(folder: Path, state: State, recipe: Recipe, trajectory: list[Point], seconds: float) -> None:
-    note = {"recipe": recipe.to_json(), "trajectory": [asdict(p) for p in trajectory], "seconds": seconds}
+def _resumed(began: dict[str, Any], here: dict[str, Any]) -> dict[str, Any]:
+    """The environment a run began in; under ``resumed_on`` each other one it was resumed on, once.
+
+    >>> _resumed({"threads": 1}, {"threads": 1})
+    {'threads': 1}
+    >>> _resumed({"threads": 1}, {"threads": 2})
+    {'threads': 1, 'resumed_on': [{'threads': 2}]}
+    """
+    others = began.get("resumed_on", [])
+    if here in ({name: value for name, value in began.items() if name != "resumed_on"}, *others):
+        return began
+    return {**began, "resumed_on": [*others, here]}
+
+
+def _save(
+    folder: Path,
+    state: State,
+    recipe: Recipe,
+    trajectory: list[Point],
+    seconds: float,
+    machine: dict[str, Any],
+) -> None:
+    note = {
+        "recipe": recipe.to_json(),
+        "trajectory": [asdict(point) for point in trajectory],
+        "seconds": seconds,
+        "environment": machine,
+        "version": RESULTS,
+    }
     save_state(folder / CHECKPOINT, state, note)
 
 
-def _point(
-    net: Network, sparsifier: Sparsifier, state: State, data: DataSet, recipe: Recipe, record: Record
-) -> Point:
-    weights = deployed(sparsifier, state)
+def _as_deployed(net: Network, stage: Stage, state: State, data: DataSet, recipe: Recipe) -> State:
+    """The state after a step, with the buffers of the deterministic network."""
+    noise = generator(recipe.seed, "evaluation", state.step, device=state.weights.device)
+    now = Moment(state.step - 1, stage.plan.steps, noise)
+    batches = _batches(recipe, data.train)
+    return replace(state, buffers=deployed_buffers(net, stage.sparsifier, state, batches, now))
+
+
+def _point(net: Network, stage: Stage, state: State, data: DataSet, recipe: Recipe, record: Record) -> Point:
+    sparsifier = stage.sparsifier
+    weights, ready = deployed(sparsifier, state), _as_deployed(net, stage, state, data, recipe)
     loss = recipe.loss(data)
-    scores = {name: evaluate(net, state, weights, split, loss) for name, split in data.splits.items()}
+    scores = {name: evaluate(net, ready, weights, split, loss) for name, split in data.splits.items()}
     if not all(math.isfinite(score.risk) for score in scores.values()):
         raise NonFiniteError(
             f"the risk of the masked network is not finite after step {record.step}. Lower `lr`, or check "

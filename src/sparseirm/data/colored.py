@@ -1,29 +1,21 @@
 """Images whose colour agrees with the label more often in training than in the test.
 
-Two colourings, two colours for two classes and ten for ten, of the same construction:
-
-1. the label follows from the image, and is moved to another class with probability ``label_noise``;
-2. the colour is the NOISY label, moved to another colour with probability ``1 - correlation``;
-3. the image is painted in that colour.
-
-So the best predictor that ignores colour is right with probability ``1 - label_noise``, and one that
-reads only colour with probability ``correlation``: better in training, worse in the test.
+Two colourings, two colours for two classes and ten for ten, of the construction in `construction`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
-from sparseirm.core import SettingError
-from sparseirm.data.environments import Batch, DataSet, Split
-from sparseirm.data.sources import Images, load_images
-from sparseirm.randomness import generator
+from sparseirm.data.construction import constructed, construction
+from sparseirm.data.environments import DataSet
+from sparseirm.data.pools import DIGITS, Pools, pools
 from sparseirm.registry import one_of
 
 Colour = tuple[float, ...]
@@ -40,8 +32,8 @@ class Colouring:
         palette: the colour that goes with each label.
         correlations: default probabilities that colour and noisy label agree, test environment last.
         label_noise: default probability of a wrong label.
-        loss: name of the loss.
-        n_outputs: logits per sample.
+        label_names: what each label means, in words.
+        colour_names: each colour in words.
     """
 
     name: str
@@ -49,9 +41,11 @@ class Colouring:
     palette: tuple[Colour, ...]
     correlations: tuple[float, ...]
     label_noise: float
-    loss: str
-    n_outputs: int
+    label_names: tuple[str, ...]
+    colour_names: tuple[str, ...]
 
+
+COLOUR_NAMES = ("red", "green", "blue", "yellow", "magenta", "cyan", "white", "orange", "violet", "mint")
 
 TWO_COLOURS = Colouring(
     name="colored",
@@ -59,8 +53,8 @@ TWO_COLOURS = Colouring(
     palette=((1.0, 0.0), (0.0, 1.0)),
     correlations=(0.9, 0.8, 0.1),
     label_noise=0.25,
-    loss="binary",
-    n_outputs=1,
+    label_names=("classes 5-9", "classes 0-4"),
+    colour_names=("first channel", "second channel"),
 )
 """Label 1 for the classes 0-4; each colour is one of two channels, the other is zero."""
 
@@ -68,21 +62,21 @@ TEN_COLOURS = Colouring(
     name="full_colored",
     label=lambda digit: digit,
     palette=(
-        (1.0, 0.0, 0.0),  # red
-        (0.0, 1.0, 0.0),  # green
-        (0.0, 0.0, 1.0),  # blue
-        (1.0, 1.0, 0.0),  # yellow
-        (1.0, 0.0, 1.0),  # magenta
-        (0.0, 1.0, 1.0),  # cyan
-        (1.0, 1.0, 1.0),  # white
-        (1.0, 0.5, 0.0),  # orange
-        (0.5, 0.0, 1.0),  # violet
-        (0.0, 1.0, 0.5),  # mint
+        (1.0, 0.0, 0.0),
+        (0.0, 1.0, 0.0),
+        (0.0, 0.0, 1.0),
+        (1.0, 1.0, 0.0),
+        (1.0, 0.0, 1.0),
+        (0.0, 1.0, 1.0),
+        (1.0, 1.0, 1.0),
+        (1.0, 0.5, 0.0),
+        (0.5, 0.0, 1.0),
+        (0.0, 1.0, 0.5),
     ),
     correlations=(0.999, 0.7, 0.1),
     label_noise=0.2,
-    loss="multiclass",
-    n_outputs=10,
+    label_names=DIGITS,
+    colour_names=COLOUR_NAMES,
 )
 """The class is the label; no two of the ten colours differ in brightness only."""
 
@@ -98,70 +92,40 @@ class Material:
         pools: ``data_root ->`` images by part: ``train``, ``val``, ``test``.
         n_train: default number of training samples.
         train_per_val: training samples for each validation sample, as far as the pool reaches.
+        label_names: the two labels in words, where they are not those of `TWO_COLOURS`.
     """
 
-    pools: Callable[[str | None], dict[str, Images]]
+    pools: Callable[[str | None], Pools]
     n_train: int
     train_per_val: int
+    label_names: tuple[str, ...] = ()
 
 
-def _idx_pools(source: str, data_root: str | None) -> dict[str, Images]:
-    """Training file: the first 50,000 train, the last 10,000 test. Test file: validation. 14 x 14 pixels."""
-    pixels, labels = load_images(source, data_root)
-    _require(
-        len(labels) == 60_000,
-        f"the training file of {source!r} must hold the original 60,000 images, the last 10,000 as test set",
-        len(labels),
-        "Delete the files to have them downloaded again, or name another `data_root`.",
-    )
-    fresh_pixels, fresh_labels = load_images(f"{source}_test", data_root)
-    return {
-        "train": (pixels[:50_000, ::2, ::2], labels[:50_000]),
-        "val": (fresh_pixels[:, ::2, ::2], fresh_labels),
-        "test": (pixels[50_000:, ::2, ::2], labels[50_000:]),
-    }
+def _every_second_pixel(source: str, data_root: str | None) -> Pools:
+    """Images of 28 x 28 pixels as 14 x 14."""
+    found = pools(source, data_root)
+    return {part: (pixels[:, ::2, ::2], labels) for part, (pixels, labels) in found.items()}
 
 
-def _digits_pools(data_root: str | None) -> dict[str, Images]:
-    """1,200, 297 and 300 digits of 8 x 8 pixels."""
-    return _shuffled(load_images("digits", data_root), 1200, 297)
-
-
-def _small_pools(data_root: str | None) -> dict[str, Images]:
-    """MNIST's test file, which no other training or test split uses: 7,000, 1,000 and 2,000 images."""
-    pixels, labels = load_images("mnist_test", data_root)
-    return _shuffled((pixels[:, ::2, ::2], labels), 7000, 1000)
-
-
-def _parity_pools(data_root: str | None) -> dict[str, Images]:
+def _parity_pools(data_root: str | None) -> Pools:
     """Is the digit even? A problem to tune on: none of the last 10,000 images, which test the others.
 
     The classes 0 and 9 stand for even and odd, so that class < 5 is the label here too.
     """
-    parts = _idx_pools("mnist", data_root)
+    parts = _every_second_pixel("mnist", data_root)
     pixels, labels = parts["train"]
     parts |= {"train": (pixels[:40_000], labels[:40_000]), "test": (pixels[40_000:], labels[40_000:])}
     return {part: (pixels, labels % 2 * 9) for part, (pixels, labels) in parts.items()}
 
 
-def _shuffled(images: Images, n_train: int, n_val: int) -> dict[str, Images]:
-    """Three pools in a fixed random order: the files are sorted by writer."""
-    pixels, labels = images
-    order = torch.randperm(len(labels), generator=generator(0, "digits pools"))
-    parts = {
-        "train": order[:n_train],
-        "val": order[n_train : n_train + n_val],
-        "test": order[n_train + n_val :],
-    }
-    return {part: (pixels[members], labels[members]) for part, members in parts.items()}
-
-
 MATERIALS = {
-    "mnist_parity": Material(_parity_pools, n_train=20_000, train_per_val=10),
-    "mnist_small": Material(_small_pools, n_train=7000, train_per_val=7),
-    "mnist": Material(partial(_idx_pools, "mnist"), n_train=20_000, train_per_val=10),
-    "fashion_mnist": Material(partial(_idx_pools, "fashion_mnist"), n_train=20_000, train_per_val=10),
-    "digits": Material(_digits_pools, n_train=1200, train_per_val=1),
+    "mnist_parity": Material(_parity_pools, 20_000, train_per_val=10, label_names=("odd", "even")),
+    "mnist_small": Material(partial(_every_second_pixel, "mnist_small"), n_train=7000, train_per_val=7),
+    "mnist": Material(partial(_every_second_pixel, "mnist"), n_train=20_000, train_per_val=10),
+    "fashion_mnist": Material(
+        partial(_every_second_pixel, "fashion_mnist"), n_train=20_000, train_per_val=10
+    ),
+    "digits": Material(partial(pools, "digits"), n_train=1200, train_per_val=1),
 }
 """The images that can be coloured."""
 
@@ -214,7 +178,9 @@ def colored_mnist(
 
     Returns:
         Samples with ``x`` ``(n, 2, 14, 14)`` in [0, 1] and ``y`` in {0, 1}; ``spurious`` is the index of
-        the channel that is not zeroed.
+        the channel that is not zeroed. The auxiliary variables are ``time`` in [0, 1), made up, as if
+        each environment had been collected after the one before; and the mean of each channel,
+        ``mean_red`` and ``mean_green``.
 
     Raises:
         SettingError: if an argument is out of its range or the files are not to be had.
@@ -255,7 +221,8 @@ def full_colored_mnist(
 
     Returns:
         Samples with ``x`` ``(n, 3, 14, 14)``, red, green and blue in [0, 1], and ``y`` in 0 .. 9;
-        ``spurious`` is the index of the colour in ``TEN_COLOURS.palette``.
+        ``spurious`` is the index of the colour in ``TEN_COLOURS.palette``. Auxiliary variables as in
+        `colored_mnist`, with ``mean_blue``.
 
     Raises:
         SettingError: if an argument is out of its range or the files are not to be had.
@@ -278,64 +245,33 @@ def _colored(
     gray: bool,
     data_root: str | None,
 ) -> DataSet:
-    """The construction of both data sets: defaults, checks, and three splits."""
+    """The construction of both data sets."""
     material = MATERIALS[one_of("source of coloured images", source, MATERIALS)]
-    n_train = material.n_train if n_train is None else n_train
-    correlations = colouring.correlations if correlations is None else correlations
-    label_noise = colouring.label_noise if label_noise is None else label_noise
-    _check(correlations, label_noise, seed, gray)
-    pools = material.pools(data_root)
-    n_envs = len(correlations) - 1
-    _check_n_train(n_train, n_envs, len(pools["train"][1]), source)
-
-    training, testing = _environments("train", correlations[:-1]), _environments("test", correlations[-1:])
-    n_val = max(n_envs, n_train // material.train_per_val)
-
-    def split(part: str, environments: dict[str, float], n: int | None) -> Split:
-        return _split(
-            colouring, pools[part], environments, n, label_noise, gray, partial(generator, seed, part)
-        )
-
-    return DataSet(
-        name=f"{colouring.name}_{source.removesuffix('_mnist')}",
-        train=split("train", training, n_train),
-        val=split("val", training, n_val),
-        test=split("test", testing, None),
-        loss=colouring.loss,
-        n_outputs=colouring.n_outputs,
-        spurious_name="colour",
+    how = construction(
+        defaults(colouring.name, source),
+        n_train=n_train,
+        correlations=correlations,
+        label_noise=label_noise,
+        seed=seed,
+        gray=gray,
     )
+    parts = material.pools(data_root)
 
+    def painted(part: str, members: Tensor, colour: Tensor) -> Tensor:
+        return _painted(parts[part][0][members], colouring.palette, colour, how.gray)
 
-def _split(
-    colouring: Colouring,
-    pool: Images,
-    environments: dict[str, float],
-    n: int | None,
-    label_noise: float,
-    gray: bool,
-    noise: Callable[[str], Generator],
-) -> Split:
-    """The first ``n`` images of a shuffled pool, going round the environments, labelled and painted.
-
-    Everything is drawn for the whole pool, so that no sample depends on how many there are.
-    """
-    pixels, classes = pool
-    k = len(colouring.palette)
-    order = torch.randperm(len(classes), generator=noise("order"))
-    env = torch.arange(len(order)) % len(environments)
-    disagreement = 1 - torch.tensor(list(environments.values()), dtype=torch.float64)
-    y = _moved(colouring.label(classes[order]), k, label_noise, noise("label noise"))
-    colour = _moved(y, k, disagreement[env], noise("colour"))
-    x = _painted(pixels[order[:n]], colouring.palette, colour[:n], gray)
-    return Split(Batch(x, y[:n], env[:n]), tuple(environments), spurious=colour[:n])
-
-
-def _moved(values: Tensor, k: int, chance: float | Tensor, noise: Generator) -> Tensor:
-    """Values in ``0 .. k - 1``, each replaced with probability ``chance`` by one of the others at random."""
-    hit = torch.rand(values.shape, dtype=torch.float64, generator=noise) < chance
-    away = torch.randint(1, k, values.shape, generator=noise)
-    return torch.where(hit, (values + away) % k, values)
+    return constructed(
+        how,
+        {part: colouring.label(classes) for part, (_, classes) in parts.items()},
+        painted,
+        source=source,
+        n_values=len(colouring.palette),
+        train_per_val=material.train_per_val,
+        name=f"{colouring.name}_{source.removesuffix('_mnist')}",
+        spurious_name="colour",
+        label_names=material.label_names or colouring.label_names,
+        spurious_values=colouring.colour_names,
+    )
 
 
 def _painted(pixels: Tensor, palette: tuple[Colour, ...], colour: Tensor, gray: bool) -> Tensor:
@@ -344,61 +280,3 @@ def _painted(pixels: Tensor, palette: tuple[Colour, ...], colour: Tensor, gray: 
     if gray:
         strength = torch.ones_like(strength)
     return strength[:, :, None, None] * (pixels[:, None] / 255)
-
-
-def _environments(part: str, correlations: Sequence[float]) -> dict[str, float]:
-    """Correlation by environment name, numbered where two names would be the same.
-
-    >>> _environments("train", (0.9, 0.8, 0.9))
-    {'train 0.9 (1)': 0.9, 'train 0.8': 0.8, 'train 0.9 (2)': 0.9}
-    """
-    names = [f"{part} {correlation:g}" for correlation in correlations]
-    numbered = [
-        f"{name} ({names[: i + 1].count(name)})" if names.count(name) > 1 else name
-        for i, name in enumerate(names)
-    ]
-    return dict(zip(numbered, correlations, strict=True))
-
-
-def _check(correlations: tuple[float, ...], label_noise: float, seed: int, gray: bool) -> None:
-    _require(
-        isinstance(correlations, Sequence)
-        and len(correlations) >= 3
-        and all(_is_probability(correlation) for correlation in correlations),
-        "`correlations` must be three or more numbers in [0, 1], the probability that colour and label agree "
-        "in each training environment (at least two) and, last, in the test environment",
-        correlations,
-        "For example (0.9, 0.8, 0.1).",
-    )
-    _require(
-        _is_probability(label_noise),
-        "`label_noise` must lie in [0, 1], the probability that a label is wrong",
-        label_noise,
-        "For 25 per cent pass `label_noise=0.25`, for clean labels 0.",
-    )
-    _require(type(seed) is int, "`seed` must be an integer", seed, "For example `seed=0`.")
-    _require(
-        isinstance(gray, bool),
-        "`gray` must be True (images without colour, for the oracle) or False",
-        gray,
-        "Leave it out for coloured images.",
-    )
-
-
-def _check_n_train(n_train: int, n_envs: int, available: int, source: str) -> None:
-    _require(
-        type(n_train) is int and n_envs <= n_train <= available,
-        f"`n_train` must be an integer from {n_envs} (one sample for each training environment) to "
-        f"{available} (the training images of {source!r})",
-        n_train,
-        "Leave it out for the default.",
-    )
-
-
-def _is_probability(value: object) -> bool:
-    return isinstance(value, int | float) and 0 <= value <= 1
-
-
-def _require(holds: bool, rule: str, value: object, remedy: str) -> None:
-    if not holds:
-        raise SettingError(f"{rule}; got {value!r}. {remedy}")

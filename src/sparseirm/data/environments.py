@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -50,11 +51,14 @@ class Split:
         samples: all samples of the part.
         names: name of each environment; ``samples.env`` indexes it.
         spurious: ``(n,)`` value of the spurious attribute, for evaluation only, or None if unknown.
+        auxiliary: ``(n,)`` variables known beside the inputs, by name, from which environments may be
+            inferred (`sparseirm.inference.ZIN`); nothing else reads them.
     """
 
     samples: Batch
     names: tuple[str, ...]
     spurious: Tensor | None = None
+    auxiliary: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def counts(self) -> list[int]:
@@ -63,6 +67,12 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.samples)
+
+    def to(self, device: torch.device) -> Split:
+        """The same part on another device."""
+        spurious = None if self.spurious is None else self.spurious.to(device)
+        auxiliary = {name: values.to(device) for name, values in self.auxiliary.items()}
+        return Split(self.samples.to(device), self.names, spurious, auxiliary)
 
 
 @dataclass(frozen=True)
@@ -80,6 +90,9 @@ class DataSet:
         loss: name of the loss, a key of `sparseirm.losses.LOSSES`.
         n_outputs: number of logits per sample (1 for two classes and for regression).
         spurious_name: what the spurious attribute is, in words.
+        label_names: each label in words, or empty.
+        spurious_values: each value of the spurious attribute in words, or empty.
+        source_note: what one should know about the files behind the data, for results; or None.
 
     Raises:
         SettingError: if a training environment has no samples.
@@ -92,6 +105,9 @@ class DataSet:
     loss: str
     n_outputs: int
     spurious_name: str | None = None
+    label_names: tuple[str, ...] = ()
+    spurious_values: tuple[str, ...] = ()
+    source_note: str | None = None
 
     def __post_init__(self) -> None:
         for env, count in zip(self.train.names, self.train.counts, strict=True):
@@ -109,10 +125,59 @@ class DataSet:
 
     def to(self, device: torch.device) -> DataSet:
         """The same data set on another device."""
-        moved: dict[str, Any] = {
-            name: replace(part, samples=part.samples.to(device)) for name, part in self.splits.items()
-        }
+        moved: dict[str, Any] = {name: part.to(device) for name, part in self.splits.items()}
         return replace(self, **moved)
+
+
+def steps_per_epoch(n: int, batch_size: int | None) -> int:
+    """Number of steps that go through ``n`` samples once; the last one is counted whole.
+
+    >>> steps_per_epoch(10_000, 1024), steps_per_epoch(10_000, None)
+    (10, 1)
+    """
+    return 1 if batch_size is None else -(-n // batch_size)
+
+
+def without_environment(data: DataSet, left_out: int) -> DataSet:
+    """One round of leave-one-environment-out: an environment that is not trained on is what validates.
+
+    Args:
+        data: a data set with three or more training environments.
+        left_out: the environment, counted from 0.
+
+    Returns:
+        The other environments in ``train``, the training samples of this one in ``val``, the same ``test``.
+
+    Raises:
+        SettingError: if there are fewer than three, since one alone has nothing to be invariant across, or
+            there is no such environment.
+    """
+    names = data.train.names
+    if len(names) < 3:
+        raise SettingError(
+            f"`leave_out` needs three or more training environments, and {data.name!r} has {len(names)}: "
+            "without one of two, a single one is left, which says nothing about what differs between them."
+        )
+    if not 0 <= left_out < len(names):
+        raise SettingError(
+            f"`leave_out` must be an environment of {data.name!r}, 0 to {len(names) - 1}; got {left_out}."
+        )
+    here = data.train.samples.env == left_out
+    train, val = _part(data.train, ~here), _part(data.train, here)
+    return replace(data, train=train, val=val)
+
+
+def _part(split: Split, members: Tensor) -> Split:
+    """Some samples of a split, without the environments that have none among them."""
+    index = members.nonzero()[:, 0]
+    samples = split.samples.take(index)
+    present = torch.bincount(samples.env, minlength=len(split.names)) > 0
+    return Split(
+        replace(samples, env=(present.cumsum(0) - 1)[samples.env]),
+        tuple(name for name, there in zip(split.names, present.tolist(), strict=True) if there),
+        None if split.spurious is None else split.spurious[index],
+        {name: values[index] for name, values in split.auxiliary.items()},
+    )
 
 
 @dataclass(frozen=True)
@@ -150,13 +215,13 @@ class Batches:
             raise SettingError(
                 f"`batch_size` must lie between the number of environments ({self.n_envs}) and the number "
                 f"of training samples ({n}), so that a batch can hold every environment; got {size}. "
-                "Leave it out to train on full batches."
+                "Leave it out for the default."
             )
 
     @property
     def per_epoch(self) -> int:
         """Number of steps that go through the data once."""
-        return 1 if self.batch_size is None else max(1, len(self.samples) // self.batch_size)
+        return steps_per_epoch(len(self.samples), self.batch_size)
 
     def shares(self) -> list[int]:
         """How many samples of each environment a batch holds: proportional, at least one each."""
@@ -175,15 +240,32 @@ class Batches:
         if self.batch_size is None:
             return self.samples
         picked = []
-        for e, share in enumerate(self.shares()):
-            members = (self.samples.env == e).nonzero()[:, 0]
+        for env, share in enumerate(self._shares):
             first = step * share
             while share > 0:
-                lap, start = divmod(first, len(members))
-                order = torch.randperm(len(members), generator=generator(self.seed, "batches", e, lap)).to(
-                    members.device
-                )
-                piece = members[order[start : start + share]]
+                lap, start = divmod(first, len(self._members[env]))
+                piece = self._lap(env, lap)[start : start + share]
                 picked.append(piece)
                 first, share = first + len(piece), share - len(piece)
         return self.samples.take(torch.cat(picked))
+
+    @cached_property
+    def _shares(self) -> list[int]:
+        return self.shares()
+
+    @cached_property
+    def _members(self) -> list[Tensor]:
+        return [(self.samples.env == env).nonzero()[:, 0] for env in range(self.n_envs)]
+
+    @cached_property
+    def _last_laps(self) -> dict[int, tuple[int, Tensor]]:
+        return {}
+
+    def _lap(self, env: int, lap: int) -> Tensor:
+        """The samples of an environment in the order of one lap; the last one asked for is kept."""
+        known = self._last_laps.get(env)
+        if known is None or known[0] != lap:
+            members, noise = self._members[env], generator(self.seed, "batches", env, lap)
+            order = torch.randperm(len(members), generator=noise).to(members.device)
+            known = self._last_laps[env] = lap, members[order]
+        return known[1]

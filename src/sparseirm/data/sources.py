@@ -84,13 +84,16 @@ def _digits(data_root: str | None) -> Images:
 
 def _idx(collection: str, train: bool, data_root: str | None) -> Images:
     from torchvision import datasets
+    from torchvision.datasets.mnist import read_image_file, read_label_file  # the data sets open pickles too
 
-    root, reader = data_folder(data_root), getattr(datasets, collection)
-    raw = root / collection / "raw"
+    raw = data_folder(data_root) / collection / "raw"
     if not all((raw / file).is_file() for file in IDX_FILES):
-        _download(reader, raw)
+        _download(getattr(datasets, collection), raw)
+    images, labels = IDX_FILES[:2] if train else IDX_FILES[2:]
     try:
-        found = reader(root, train=train)
+        pixels, classes = read_image_file(str(raw / images)), read_label_file(str(raw / labels))
+        if pixels.shape != (len(classes), 28, 28) or classes.max() > 9:
+            raise ValueError(f"{tuple(pixels.shape)} pixels, {len(classes)} labels up to {classes.max()}")
     except (
         Exception
     ) as error:  # torchvision's parser fails in many ways on a file that is not what it should be
@@ -98,7 +101,7 @@ def _idx(collection: str, train: bool, data_root: str | None) -> Images:
             f"the {collection} files in {raw} cannot be read ({type(error).__name__}: {error}). They may be "
             "damaged: delete them to have them downloaded again, or replace them."
         ) from error
-    return found.data, found.targets.long()
+    return pixels, classes
 
 
 def _download(reader: Callable[..., object], raw: Path) -> None:
@@ -109,7 +112,7 @@ def _download(reader: Callable[..., object], raw: Path) -> None:
     collection = raw.parent.name
     try:
         raw.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=raw) as scratch, _impatient():
+        with tempfile.TemporaryDirectory(dir=raw) as scratch, impatient():
             reader(scratch, download=True)
             for file in IDX_FILES:
                 os.replace(Path(scratch, collection, "raw", file), raw / file)
@@ -124,7 +127,7 @@ def _download(reader: Callable[..., object], raw: Path) -> None:
 
 
 @contextmanager
-def _impatient() -> Iterator[None]:
+def impatient() -> Iterator[None]:
     """Gives up on silent servers: torchvision's download sets no time limit of its own."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(PATIENCE)

@@ -16,6 +16,9 @@ from sparseirm.training.state import State
 CHUNK = 8192
 """Samples per forward pass of an evaluation."""
 
+IMAGES = 512
+"""The same for networks with convolutions, whose activations are larger."""
+
 
 @dataclass(frozen=True)
 class Score:
@@ -49,12 +52,7 @@ def evaluate(network: Network, state: State, weights: Tensor, split: Split, loss
     Returns:
         The score: accuracies in percent, risks in the unit of the loss (nats, or squared units of ``y``).
     """
-    with fast_matmul():
-        pieces = [
-            network.logits(x, weights, state.others, state.buffers)
-            for x in torch.split(split.samples.x, CHUNK)
-        ]
-    logits, samples = torch.cat(pieces), split.samples
+    logits, samples = predict(network, state, weights, split.samples.x), split.samples
     out = Outputs(logits, samples.y, samples.env, len(split.names), loss, samples.weight)
     hits = (loss.predict(logits) == samples.y).float()
     figure = 100 * out.env_mean(hits) if loss.classifies else out.risks
@@ -65,6 +63,17 @@ def evaluate(network: Network, state: State, weights: Tensor, split: Split, loss
         risk=float(out.risks[present].mean()),
         risks=_named(split.names, out.risks),
     )
+
+
+@torch.no_grad()
+def predict(network: Network, state: State, weights: Tensor, x: Tensor) -> Tensor:
+    """Logits of ``x``, ``(n,)`` or ``(n, k)``, in evaluation mode and float32, some samples at a time."""
+    chunk = IMAGES if network.convolutional else CHUNK
+    with fast_matmul():
+        pieces = [
+            network.logits(part, weights, state.others, state.buffers) for part in torch.split(x, chunk)
+        ]
+    return torch.cat(pieces)
 
 
 def _named(names: tuple[str, ...], values: Tensor) -> dict[str, float]:

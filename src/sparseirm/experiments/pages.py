@@ -8,12 +8,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sparseirm.core import SettingError
+from sparseirm.experiments.ablation import sheets
+from sparseirm.experiments.ablation_study import AblationReport
 from sparseirm.experiments.store import Store
-from sparseirm.experiments.tables import METHOD_NAMES, markdown, rows
-from sparseirm.files import write_bytes
+from sparseirm.experiments.tables import METHOD_NAMES, grid, markdown, rows
+from sparseirm.files import read_json, write_bytes
+from sparseirm.registry import one_of
 from sparseirm.runs import Result
+from sparseirm.sparsifiers import SPARSIFIERS
 
-MARK = re.compile(r"(<!-- table (\S+)((?: \w+=\S+)*) -->\n).*?(<!-- end -->)", re.DOTALL)
+MARK = re.compile(r"(<!-- (table|grid) (\S+)((?: \w+=\S+)*) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+ABLATION = re.compile(r"(<!-- ablation (\S+) (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+SHAPES = {"table": markdown, "grid": grid}
 
 
 def filled(page: str, root: Path) -> str:
@@ -22,6 +30,8 @@ def filled(page: str, root: Path) -> str:
     Args:
         page: Markdown; a table stands between ``<!-- table STORE field=value ... -->`` and ``<!-- end -->``,
             and shows the runs of that store whose recipes have these values, in the order of `METHOD_NAMES`.
+            ``grid`` instead of ``table`` sets sparsifiers against densities. ``<!-- ablation FILE NAME -->``
+            is a table of `sparseirm.experiments.ablation.sheets`, from an ``ablation.json``.
         root: what STORE is relative to.
 
     Returns:
@@ -31,20 +41,27 @@ def filled(page: str, root: Path) -> str:
         SettingError: if a table would be empty.
     """
 
+    def sheet(found: re.Match[str]) -> str:
+        report = AblationReport.from_json(read_json(root / found[2]))
+        tables = sheets(report)
+        return f"{found[1]}{tables[one_of('ablation table', found[3], tables)].table}{found[4]}"
+
     def table(found: re.Match[str]) -> str:
-        wanted = dict(pair.split("=") for pair in found[3].split())
-        results = [result for result in Store(root / found[2]).all() if _has(result, wanted)]
+        wanted = dict(pair.split("=") for pair in found[4].split())
+        results = [result for result in Store(root / found[3]).all() if _has(result, wanted)]
         if not results:
-            raise SettingError(f"no run in {found[2]} has {found[3].strip() or 'finished'}; run it first.")
+            raise SettingError(f"no run in {found[3]} has {found[4].strip() or 'finished'}; run it first.")
         results.sort(key=_order)
-        return f"{found[1]}{markdown(rows(results))}{found[4]}"
+        return f"{found[1]}{SHAPES[found[2]](rows(results))}{found[5]}"
 
-    return MARK.sub(table, page)
+    return ABLATION.sub(sheet, MARK.sub(table, page))
 
 
-def _order(result: Result) -> tuple[int, str, int]:
+def _order(result: Result) -> tuple[int, str, int, int]:
     recipe = result.recipe
-    return [*METHOD_NAMES].index(recipe.method), recipe.penalty or "", recipe.seed
+    known = [*SPARSIFIERS]
+    place = known.index(recipe.sparsifier) if recipe.sparsifier in known else len(known)
+    return [*METHOD_NAMES].index(recipe.method), recipe.penalty or "", place, recipe.seed
 
 
 def _has(result: Result, wanted: dict[str, str]) -> bool:

@@ -1,14 +1,85 @@
-"""Intervals of probabilities and straight lines through points."""
+"""Means over seeds and their intervals, paired differences; intervals of probabilities, straight lines."""
 
 from __future__ import annotations
 
 import math
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
+from scipy.stats import t as student
 
 Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Figures:
+    """A quantity over seeds.
+
+    Attributes:
+        values: one per seed.
+
+    Example:
+        >>> Figures((60.0, 62.0, 64.0)).mean, round(Figures((60.0, 62.0, 64.0)).half_width, 2)
+        (62.0, 4.97)
+    """
+
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Mean over seeds."""
+        return statistics.fmean(self.values)
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation over seeds; NaN for one."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else math.nan
+
+    @property
+    def half_width(self) -> float:
+        """Half the 95 % interval of the mean (Student's t); NaN for one seed."""
+        n = len(self.values)
+        return float(student.ppf(0.975, n - 1)) * self.deviation / math.sqrt(n) if n > 1 else math.nan
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The 95 % interval of the mean (Student's t); None for one seed, which has none."""
+        half = self.half_width
+        return None if math.isnan(half) else (self.mean - half, self.mean + half)
+
+    @property
+    def words(self) -> str:
+        """Mean and half the 95 % interval; one seed has none."""
+        return f"{self.mean:.1f}" if self.interval is None else f"{self.mean:.1f} ± {self.half_width:.1f}"
+
+    def __str__(self) -> str:
+        spread = "" if math.isnan(self.deviation) else f" ± {self.deviation:.1f}"
+        return f"{self.mean:.1f}{spread}"
+
+
+def paired(one: Mapping[int, float], other: Mapping[int, float]) -> Figures | None:
+    """Differences between two methods on the seeds they share: what the seeds have in common cancels out.
+
+    The interval of the result is that of the paired t test.
+
+    Args:
+        one: a quantity by seed.
+        other: the same of the method it is compared with.
+
+    Returns:
+        ``one - other``, one value per shared seed; None if they share none.
+
+    Example:
+        >>> difference = paired({0: 60.0, 1: 66.0, 2: 63.0}, {0: 50.0, 1: 54.0, 5: 0.0})
+        >>> difference.values, difference.mean
+        ((10.0, 12.0), 11.0)
+    """
+    shared = sorted(one.keys() & other.keys())
+    return Figures(tuple(one[seed] - other[seed] for seed in shared)) if shared else None
 
 
 def wilson(hits: int, trials: int, level: float = 0.95) -> tuple[float, float]:

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+import torch
 
-from sparseirm.files import read_json, write_json
+from sparseirm.files import locked, read_json, remove_parts, write_json
 from sparseirm.recipe import Recipe
-from sparseirm.runs import Result
+from sparseirm.runs import RESULTS, Result, environment
+
+ALIVE = 60.0
+"""Seconds without a sign of life after which a run counts as stopped."""
 
 
 @dataclass(frozen=True)
 class Store:
-    """A folder of results. Several processes may use it at once.
+    """A folder of results. Several processes, on several machines, may use it at once.
 
-    ``runs/KEY.json`` are finished runs, ``failed/KEY.json`` the reasons of failures (never reused), and
-    ``work/KEY/`` the checkpoints of runs in flight, whose lock dies with the process that holds it.
+    ``runs/KEY.json`` are finished runs and ``failed/KEY.json`` the reasons of failures, which are never
+    reused: such a run is tried again. ``work/`` holds the checkpoints of runs in flight, whose lock dies with
+    the process that holds it. A result of another version of the code (`sparseirm.runs.RESULTS`) counts as
+    missing, and the next run takes its place.
 
     Attributes:
         root: the folder; made when the first result is written.
@@ -35,9 +41,10 @@ class Store:
     root: Path
 
     def get(self, recipe: Recipe) -> Result | None:
-        """The result of a recipe, or None if it has not finished."""
+        """The result of a recipe, or None if it has not finished in this version of the code."""
         path = self._path("runs", recipe)
-        return Result.from_json(read_json(path)) if path.exists() else None
+        result = Result.from_json(read_json(path)) if path.exists() else None
+        return result if result and result.version == RESULTS else None
 
     def put(self, result: Result) -> None:
         """Add a finished run, and forget an earlier failure of it."""
@@ -46,7 +53,13 @@ class Store:
 
     def fail(self, recipe: Recipe, reason: str) -> None:
         """Record why a run failed."""
-        note = {"recipe": recipe.resolved().to_json(), "status": "failed", "reason": reason}
+        note = {
+            "recipe": recipe.resolved().to_json(),
+            "status": "failed",
+            "reason": reason,
+            "environment": environment(torch.device("cpu")),
+            "version": RESULTS,
+        }
         write_json(self._path("failed", recipe), note)
 
     def failure(self, recipe: Recipe) -> str | None:
@@ -55,28 +68,59 @@ class Store:
         return str(read_json(path)["reason"]) if path.exists() else None
 
     def all(self) -> list[Result]:
-        """Every finished run."""
-        return [Result.from_json(read_json(path)) for path in sorted((self.root / "runs").glob("*.json"))]
+        """Every finished run of this version of the code."""
+        return [result for result in self._results() if result.version == RESULTS]
+
+    def outdated(self) -> list[Result]:
+        """Every finished run of another version, which counts as missing."""
+        return [result for result in self._results() if result.version != RESULTS]
+
+    def failures(self) -> list[tuple[Recipe, str]]:
+        """Recipes whose last attempt failed, and why."""
+        notes = [read_json(path) for path in sorted((self.root / "failed").glob("*.json"))]
+        return [(Recipe.from_json(note["recipe"]), str(note["reason"])) for note in notes]
 
     @contextmanager
     def claim(self, recipe: Recipe) -> Iterator[Path | None]:
         """Take a run for this process: its working folder, or None if another process has it."""
-        folder = self.root / "work" / recipe.key
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / "lock")
+        folder = self._work(recipe)
+        with locked(folder / "lock") as mine:
+            if mine:
+                for kind in ("runs", "failed"):
+                    remove_parts(self._path(kind, recipe))
+            yield folder if mine else None
+
+    def beat(self, recipe: Recipe, step: int) -> None:
+        """Say that a run is alive and how far it is; to be called under its `claim`."""
+        write_json(self._work(recipe) / "progress.json", {"step": step})
+
+    def steps(self, recipe: Recipe) -> int | None:
+        """Steps that a run in flight has taken, in whichever process; None if it is not running."""
+        path = self._work(recipe) / "progress.json"
         try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            yield None
-            return
-        try:
-            yield folder
-        finally:
-            lock.release()
+            alive = time.time() - path.stat().st_mtime < ALIVE
+            return int(read_json(path)["step"]) if alive else None
+        except FileNotFoundError:
+            return None
 
     def clear(self, recipe: Recipe) -> None:
         """Remove the working folder of a run whose result is stored; to be called under its `claim`."""
-        shutil.rmtree(self.root / "work" / recipe.key, ignore_errors=True)
+        shutil.rmtree(self._work(recipe), ignore_errors=True)
+
+    def _results(self) -> Iterator[Result]:
+        for path in sorted((self.root / "runs").glob("*.json")):
+            yield Result.from_json(read_json(path))
+
+    def _work(self, recipe: Recipe) -> Path:
+        return self.root / "work" / f"{recipe.key}-{RESULTS}"
+
+    def tidy(self) -> None:
+        """Remove the working folders of finished runs: a process killed at the very end leaves one."""
+        for folder in (self.root / "work").glob("*"):
+            if (self.root / "runs" / f"{folder.name.removesuffix(f'-{RESULTS}')}.json").exists():
+                with locked(folder / "lock") as mine:
+                    if mine:
+                        shutil.rmtree(folder, ignore_errors=True)
 
     def _path(self, kind: str, recipe: Recipe) -> Path:
         return self.root / kind / f"{recipe.key}.json"

@@ -1,74 +1,85 @@
-"""Run what the store lacks, in processes of one thread each."""
+"""Run what the store lacks: the longest first, each once, whatever dies on the way."""
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
+import math
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from concurrent.futures import CancelledError
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import torch
-
-from sparseirm.core import SettingError
+from sparseirm.experiments.estimates import Estimates, cost, steps
+from sparseirm.experiments.executors import Handle, Submitter
 from sparseirm.experiments.store import Store
 from sparseirm.recipe import Recipe
-from sparseirm.runs import Result, run
+from sparseirm.runs import Point, Result, run
+from sparseirm.training.loop import Record
+
+ATTEMPTS = 3
+"""How often a run is started whose process dies under it, before its failure is recorded."""
+
+MOST_LOSSES = 10
+"""How many processes may die for each attempt while a run only waits for its turn in them."""
+
+PAUSE, BEAT = 0.1, 2.0
+"""Seconds between two looks at the executor, and between two signs of life of a run."""
+
+_TURN = threading.Lock()
+"""One run at a time in a process: generators and settings of PyTorch belong to the process."""
 
 
-@contextmanager
-def local(workers: int | None = None) -> Iterator[Executor]:
-    """Local processes, one per core unless told otherwise; they start fresh and share nothing.
+class Postponed(str):
+    """Why a run was left for another time: no failure, and nothing is recorded."""
 
-    Args:
-        workers: number of processes, at least 1; None for one per core.
 
-    Yields:
-        Executor: the pool. Its processes end with the context, or with the process that opened it.
+class OutOfTime(KeyboardInterrupt):
+    """The time budget was used up in the middle of a run, which then saves its checkpoint."""
 
-    Raises:
-        SettingError: if ``workers`` is below 1.
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a sweep is.
+
+    Attributes:
+        total: different runs asked for.
+        done: those with a result, found or new.
+        failed: those that failed.
+        postponed: those left for another time.
+        running: runs in flight, here or in another sweep on the same store, and how much of each is over.
+        seconds: about how long the rest will take, or None before anything has been measured.
     """
-    if workers is not None and workers < 1:
-        raise SettingError(f"`workers` must be at least 1; got {workers}. Leave it out for one per core.")
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers or cores(), mp_context=context, initializer=_alone)
-    try:
-        yield pool
-    except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in multiprocessing.active_children():
-            process.terminate()
-        raise
-    pool.shutdown()
 
-
-def cores() -> int:
-    """Number of cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    total: int
+    done: int
+    failed: int
+    postponed: int
+    running: list[tuple[Recipe, float]]
+    seconds: float | None
 
 
 def sweep(
     recipes: Sequence[Recipe],
     store: Store,
-    executor: Executor,
+    executor: Submitter,
     data_root: str | None = None,
     on_done: Callable[[Recipe, str | None], None] = lambda recipe, failure: None,
     time_budget: float | None = None,
+    watch: Callable[[Progress], None] = lambda progress: None,
 ) -> list[Result | None]:
-    """Results of all recipes, in their order: from the store, or run now, widest networks first.
+    """Results of all recipes, in their order: from the store, or run now, longest first.
 
     Args:
         recipes: what to run; finished ones cost nothing.
-        store: where results are looked up and kept.
-        executor: where to run; anything with the interface of `concurrent.futures.Executor`.
-        data_root: folder of the data files.
-        on_done: called after every run with its recipe and the reason of its failure, or None.
-        time_budget: seconds after which no further run is started.
+        store: where results are looked up and kept; the executor's processes must see it too.
+        executor: where to run.
+        data_root: folder of the data files, where the runs are carried out.
+        on_done: called after every run that was missing, with its recipe and why it still has no result, or
+            None; a reason that is no failure is `Postponed`.
+        time_budget: seconds after which no run is started, and runs in flight stop at a checkpoint.
+        watch: called about once a second, and at the end.
 
     Returns:
         One result per recipe; None for one that failed, was not started, or is in another's hands.
@@ -76,58 +87,174 @@ def sweep(
     Raises:
         SettingError: if a recipe cannot be resolved (before anything runs), or a stored result is damaged.
     """
-    missing = {recipe.key: recipe for recipe in recipes if store.get(recipe) is None}
-    order = sorted(missing.values(), key=_cost, reverse=True)
-    deadline = None if time_budget is None else time.time() + time_budget
-    futures = {
-        executor.submit(carry_out, recipe, store.root, data_root, deadline): recipe for recipe in order
-    }
-    for recipe in recipes:
-        if recipe.key not in missing:
-            on_done(recipe, None)
-    for future in as_completed(futures):
-        try:
-            failure = future.result()
-        except BrokenExecutor:
-            failure = "its process died; the same command goes on from its last checkpoint"
-        on_done(futures[future], failure)
-    return [store.get(recipe) for recipe in recipes]
+    store.tidy()
+    wanted = [recipe.resolved() for recipe in pinned(recipes, data_root)]
+    work = _Work(store, executor, data_root, None if time_budget is None else time.time() + time_budget)
+    work.begin({recipe.key: recipe for recipe in wanted})
+    look = 0.0
+    try:
+        while work.flights:
+            for recipe, failure in work.landed():
+                on_done(recipe, failure)
+            if time.monotonic() >= look:
+                watch(work.progress())
+                look = time.monotonic() + 1
+            time.sleep(PAUSE)
+    except BaseException:
+        work.cancel()
+        raise
+    watch(work.progress())
+    return [store.get(recipe) for recipe in wanted]
+
+
+def pinned(recipes: Sequence[Recipe], data_root: str | None = None) -> list[Recipe]:
+    """The recipes tied to the content of their files, which are read once for each data set.
+
+    Args:
+        recipes: the recipes.
+        data_root: folder of the data files.
+
+    Returns:
+        One recipe each, as of `Recipe.pinned`.
+
+    Raises:
+        SettingError: if one is tied to other files, or files are not to be had.
+    """
+    found = {name: Recipe(data=name).pinned(data_root).data_digest for name in {r.data for r in recipes}}
+    return [
+        replace(recipe, data_digest=found[recipe.data])
+        if recipe.data_digest is None
+        else recipe.pinned(data_root)
+        for recipe in recipes
+    ]
 
 
 def carry_out(
     recipe: Recipe, root: Path, data_root: str | None = None, deadline: float | None = None
 ) -> str | None:
-    """Run one recipe into the store, going on from its checkpoint; return why it failed, or None."""
+    """Run one recipe into the store, going on from its checkpoint; return why it has no result, or None."""
     store = Store(root)
-    if deadline is not None and time.time() > deadline:
-        return "not started: the time budget is used up"
-    with store.claim(recipe) as folder:
-        if folder is None:
-            return "not started: another process is running it"
-        try:
-            if store.get(recipe) is None:
-                store.put(run(recipe, data_root=data_root, out=folder, resume=True))
-        except Exception as error:
-            store.fail(recipe, f"{type(error).__name__}: {error}")
-            return f"{type(error).__name__}: {error}"
-        store.clear(recipe)
+    with _TURN:
+        if deadline is not None and time.time() > deadline:
+            return Postponed("not started: the time budget is used up")
+        with store.claim(recipe) as folder:
+            if folder is None:
+                return None if store.get(recipe) else Postponed("not started: another process is running it")
+            try:
+                if store.get(recipe) is None:
+                    pulse = _pulse(store, recipe, deadline)
+                    store.put(run(recipe, data_root=data_root, out=folder, resume=True, on_step=pulse))
+            except OutOfTime:
+                return Postponed("stopped: the time budget is used up; it will go on from its checkpoint")
+            except Exception as error:
+                store.fail(recipe, f"{type(error).__name__}: {error}")
+                return f"{type(error).__name__}: {error}"
+            store.clear(recipe)
     return None
 
 
-def _cost(recipe: Recipe) -> float:
-    recipe = recipe.resolved()
-    return (recipe.n_train or 1) * recipe.width * (recipe.width + 400) * (recipe.steps or 1)
+def _pulse(store: Store, recipe: Recipe, deadline: float | None) -> Callable[[Record, list[Point]], None]:
+    """What happens between steps: a sign of life now and then, and the end when time is up."""
+    store.beat(recipe, 0)
+    last = time.monotonic()
+
+    def on_step(record: Record, trajectory: list[Point]) -> None:
+        nonlocal last
+        if time.monotonic() - last >= BEAT:
+            store.beat(recipe, record.step)
+            last = time.monotonic()
+        if deadline is not None and time.time() > deadline:
+            raise OutOfTime
+
+    return on_step
 
 
-def _alone() -> None:
-    """One thread, deaf to Ctrl-C, and no life after the process that started this one."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
-    parent = os.getppid()
+@dataclass
+class _Work:
+    """Runs in flight, and what has become of the others."""
 
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
+    store: Store
+    executor: Submitter
+    data_root: str | None
+    deadline: float | None
+    total: int = 0
+    called_off: bool = False
+    flights: dict[str, tuple[Recipe, Handle]] = field(default_factory=dict)
+    losses: Counter[str] = field(default_factory=Counter)
+    counts: Counter[str] = field(default_factory=Counter)
+    estimates: Estimates = field(default_factory=Estimates)
 
-    threading.Thread(target=watch, daemon=True).start()
+    def begin(self, wanted: dict[str, Recipe]) -> None:
+        self.total = len(wanted)
+        missing = [recipe for recipe in wanted.values() if self.store.get(recipe) is None]
+        if missing:
+            self.estimates = Estimates.of(self.store.all())
+        for recipe in sorted(missing, key=self._length, reverse=True):
+            self._start(recipe)
+
+    def landed(self) -> Iterator[tuple[Recipe, str | None]]:
+        """Runs that have ended since the last call, and why they have no result."""
+        if self.deadline is not None and time.time() > self.deadline and not self.called_off:
+            self.called_off = True
+            self.cancel()
+        for key, (recipe, handle) in list(self.flights.items()):
+            if handle.done():
+                del self.flights[key]
+                try:
+                    failure = handle.result()
+                except CancelledError:
+                    failure = Postponed("not started: the time budget is used up")
+                except Exception as error:
+                    if self._again(recipe):
+                        continue
+                    failure = f"the executor gave it up: {type(error).__name__}: {error}"
+                    self.store.fail(recipe, failure)
+                yield recipe, self._recorded(recipe, failure)
+
+    def progress(self) -> Progress:
+        running, left = [], 0.0
+        for recipe, _ in self.flights.values():
+            step = self.store.steps(recipe)
+            over = 0.0 if step is None else step / steps(recipe)
+            if step is not None:
+                running.append((recipe, over))
+            left += (1 - over) * (self.estimates.seconds(recipe) or math.nan)
+        seconds = None if math.isnan(left) else left / max(1, len(running))
+        failed, postponed = self.counts["failed"], self.counts["postponed"]
+        done = self.total - len(self.flights) - failed - postponed
+        return Progress(self.total, done, failed, postponed, running, seconds)
+
+    def cancel(self) -> None:
+        """Take back what has not begun."""
+        for recipe, handle in self.flights.values():
+            if self.store.steps(recipe) is None:
+                handle.cancel()
+
+    def _start(self, recipe: Recipe) -> None:
+        handle = self.executor.submit(carry_out, recipe, self.store.root, self.data_root, self.deadline)
+        self.flights[recipe.key] = recipe, handle
+
+    def _again(self, recipe: Recipe) -> bool:
+        """Start a run again whose process died, unless that has happened too often."""
+        begun = self.store.steps(recipe) is not None  # others only waited in the same executor
+        self.losses[recipe.key] += MOST_LOSSES if begun else 1
+        again = self.losses[recipe.key] < ATTEMPTS * MOST_LOSSES
+        if again:
+            self._start(recipe)
+        return again
+
+    def _recorded(self, recipe: Recipe, failure: str | None) -> str | None:
+        result = self.store.get(recipe) if failure is None else None
+        if result:
+            self.estimates.learn(result)
+            return None
+        if failure is None:
+            failure = Postponed(
+                f"it finished, but {self.store.root} has no result of it: workers need the same folder, "
+                "under the same path, and the same version of sparseirm"
+            )
+        self.counts["postponed" if isinstance(failure, Postponed) else "failed"] += 1
+        return failure
+
+    def _length(self, recipe: Recipe) -> tuple[float, float]:
+        return self.estimates.seconds(recipe) or 0.0, cost(recipe)

@@ -2,51 +2,15 @@
 
 from __future__ import annotations
 
-import math
-import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from scipy.stats import t as student
-
 from sparseirm.core import SettingError
+from sparseirm.experiments.statistics import Figures
+from sparseirm.methods import METHODS
 from sparseirm.recipe import Recipe
+from sparseirm.registry import lookup
 from sparseirm.runs import Result
-
-
-@dataclass(frozen=True)
-class Figures:
-    """A quantity over seeds.
-
-    Attributes:
-        values: one per seed.
-
-    Example:
-        >>> Figures((60.0, 62.0, 64.0)).mean, round(Figures((60.0, 62.0, 64.0)).half_width, 2)
-        (62.0, 4.97)
-    """
-
-    values: tuple[float, ...]
-
-    @property
-    def mean(self) -> float:
-        """Mean over seeds."""
-        return statistics.fmean(self.values)
-
-    @property
-    def deviation(self) -> float:
-        """Standard deviation over seeds; NaN for one."""
-        return statistics.stdev(self.values) if len(self.values) > 1 else math.nan
-
-    @property
-    def half_width(self) -> float:
-        """Half the 95 % interval of the mean (Student's t); NaN for one seed."""
-        n = len(self.values)
-        return float(student.ppf(0.975, n - 1)) * self.deviation / math.sqrt(n) if n > 1 else math.nan
-
-    def __str__(self) -> str:
-        spread = "" if math.isnan(self.deviation) else f" ± {self.deviation:.1f}"
-        return f"{self.mean:.1f}{spread}"
 
 
 @dataclass(frozen=True)
@@ -82,20 +46,59 @@ def cells(row: Row) -> tuple[str, ...]:
 
 
 def markdown(table: Iterable[Row]) -> str:
-    """Rows as a Markdown table."""
-    lines = [HEADINGS, ("---", *["---:"] * (len(HEADINGS) - 1)), *map(cells, table)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    """Rows as a Markdown table, and below it what one should know about the files behind the data."""
+    table = list(table)
+    return markdown_table(HEADINGS, map(cells, table)) + "".join(map("\n{}.\n".format, notes(table)))
+
+
+def markdown_table(headings: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """Words as a Markdown table, the first column to the left."""
+    rule = ("---", *["---:"] * (len(headings) - 1))
+    return "".join(f"| {' | '.join(line)} |\n" for line in (headings, rule, *lines))
+
+
+def notes(table: Iterable[Row]) -> list[str]:
+    """Each `Result.source_note` of some rows once, such as that images are JPEG files."""
+    return sorted({r.source_note for row in table for r in row.results if r.source_note})
+
+
+def grid(table: Iterable[Row]) -> str:
+    """Rows of sparse methods as a Markdown table of sparsifiers against densities: train / test accuracy.
+
+    Args:
+        table: rows, one per sparsifier and density.
+
+    Returns:
+        The table; cells without a row are empty.
+
+    Raises:
+        SettingError: if two rows belong into one cell.
+    """
+    found: dict[tuple[str, float], str] = {}
+    for row in table:
+        recipe = row.results[0].recipe
+        place = (str(recipe.sparsifier), float(recipe.density or 0))
+        if place in found:
+            raise SettingError(f"two rows have {place[0]} at density {place[1]:g}; name more fields.")
+        found[place] = f"{row.accuracy('train')} / {row.accuracy('test')}"
+    densities = sorted({density for _, density in found})
+    names = dict.fromkeys(name for name, _ in found)
+    lines = [(name, *(found.get((name, d), "") for d in densities)) for name in names]
+    return markdown_table(("train / test", *(f"density {d:g}" for d in densities)), lines)
 
 
 def label(recipe: Recipe) -> str:
     """The method in words.
 
-    >>> label(Recipe(method="irm", penalty="rex"))
-    'IRM (rex)'
+    >>> label(Recipe(method="irm", penalty="rex")), label(Recipe(penalty="rex", sparsifier="topk"))
+    ('IRM (rex)', 'SparseIRM (rex, topk)')
     """
     recipe = recipe.resolved()
     name = METHOD_NAMES.get(recipe.method, recipe.method)
-    return f"{name} ({recipe.penalty})" if recipe.penalty else name
+    usual = recipe.sparsifier in (None, "probmask", lookup("method", METHODS, recipe.method).sparsifier)
+    details = (recipe.penalty, recipe.environments, None if usual else recipe.sparsifier)
+    words = ", ".join(filter(None, details))
+    return f"{name} ({words})" if words else name
 
 
 METHOD_NAMES = {
@@ -103,6 +106,7 @@ METHOD_NAMES = {
     "sparseerm": "SparseERM",
     "irm": "IRM",
     "bayesianirm": "BayesianIRM",
+    "mrm": "MRM",
     "sparseirm": "SparseIRM",
     "oracle": "Oracle",
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from rich.table import Table
 
 from sparseirm.experiments.theory_figure import draw
 from sparseirm.experiments.theory_study import LAMBDA, TheoryReport, compute
-from sparseirm.experiments.theory_tables import sheets
+from sparseirm.experiments.theory_tables import Sheet, sheets
 from sparseirm.files import write_bytes, write_json
 
 
@@ -59,6 +60,17 @@ def publish(report: TheoryReport, out: Path) -> None:
         out: the folder.
     """
     tables = sheets(report)
+    show(tables)
+    write_json(out / "theory.json", _plain({**asdict(report), "penalty_weight": LAMBDA}))
+    write_bytes(
+        out / "theory.md", ("# Theory, computed\n\n" + "\n".join(s.markdown for s in tables)).encode()
+    )
+    figure = draw(report, out / "theory.svg")
+    print(f"figure: {figure}, tables: {out / 'theory.md'}, numbers: {out / 'theory.json'}")
+
+
+def show(tables: Iterable[Sheet]) -> None:
+    """Print tables."""
     console = Console(width=None if Console().is_terminal else 160)
     for sheet in tables:
         shown = Table()
@@ -67,9 +79,3 @@ def publish(report: TheoryReport, out: Path) -> None:
         for row in sheet.rows:
             shown.add_row(*row)
         console.print(f"\n[bold]{sheet.title}[/bold]\n{sheet.note}", shown, sep="\n", highlight=False)
-    write_json(out / "theory.json", _plain({**asdict(report), "penalty_weight": LAMBDA}))
-    write_bytes(
-        out / "theory.md", ("# Theory, computed\n\n" + "\n".join(s.markdown for s in tables)).encode()
-    )
-    figure = draw(report, out / "theory.svg")
-    print(f"figure: {figure}, tables: {out / 'theory.md'}, numbers: {out / 'theory.json'}")

@@ -21,9 +21,13 @@ class Sheet:
     @property
     def markdown(self) -> str:
         """The sheet in Markdown."""
+        return f"## {self.title}\n\n{self.note}\n\n{self.table}"
+
+    @property
+    def table(self) -> str:
+        """Its table in Markdown, without title and note."""
         lines = [self.headings, ("---", *["---:"] * (len(self.headings) - 1)), *self.rows]
-        table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
-        return f"## {self.title}\n\n{self.note}\n\n{table}"
+        return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def sheets(report: TheoryReport) -> list[Sheet]:

@@ -10,6 +10,7 @@ from sparseirm.sparsifiers.fixed import FixedMask as FixedMask
 from sparseirm.sparsifiers.fixed import RandomMask as RandomMask
 from sparseirm.sparsifiers.gmp import GradualMagnitude as GradualMagnitude
 from sparseirm.sparsifiers.l0 import HardConcrete as HardConcrete
+from sparseirm.sparsifiers.modular import ModularMask as ModularMask
 from sparseirm.sparsifiers.probmask import ProbMask as ProbMask
 from sparseirm.sparsifiers.projection import project as project
 from sparseirm.sparsifiers.projection import top_k as top_k
@@ -24,6 +25,7 @@ SPARSIFIERS: dict[str, Callable[..., Sparsifier]] = {
     "topk": EdgePopup,
     "gmp": GradualMagnitude,
     "l0": HardConcrete,
+    "modular": ModularMask,
     "str": SoftThreshold,
     "set": SET,
     "rigl": RigL,

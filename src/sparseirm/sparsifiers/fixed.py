@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import torch
 from torch import Generator, Tensor
 
 from sparseirm.core import Layout, Memory, Moment, SettingError
@@ -69,7 +70,8 @@ class FixedMask(_Fixed):
 
     Attributes:
         budget: K, the number of ones in ``given``.
-        given: bool ``(d,)``, in the order of the network's `Layout`.
+        given: bool ``(d,)``, in the order of the network's `Layout`; None if an earlier stage of the run
+            finds it, and puts it into the memory (`sparseirm.training.stages.enter`).
 
     Raises:
         SettingError: if ``given`` is not a bool vector of ``budget`` ones, or not as long as the weights.
@@ -81,9 +83,11 @@ class FixedMask(_Fixed):
     """
 
     budget: int
-    given: Tensor = field(repr=False, compare=False)
+    given: Tensor | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        if self.given is None:
+            return
         ones = int(self.given.count_nonzero())
         if str(self.given.dtype) != "torch.bool" or self.given.ndim != 1 or ones != self.budget:
             raise SettingError(
@@ -92,7 +96,9 @@ class FixedMask(_Fixed):
             )
 
     def chosen(self, weights: Tensor, layout: Layout, noise: Generator) -> Tensor:
-        """A copy of the mask, on the device of the weights."""
+        """A copy of the mask, on the device of the weights; all zeros while it is not known."""
+        if self.given is None:
+            return torch.zeros_like(weights, dtype=torch.bool)
         if len(self.given) != len(weights):
             raise SettingError(
                 f"`given` must have an entry for each of the {len(weights)} maskable weights; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -22,7 +23,9 @@ def uniform(like: Tensor, noise: Generator) -> Tensor:
     return torch.rand(like.shape, generator=noise, device=noise.device).to(like).clamp_(SMALLEST, LARGEST)
 
 
-def gated(weights: Tensor, probabilities: Tensor, u: Tensor, temperature: float, floor: float) -> Tensor:
+def gated(
+    weights: Tensor, probabilities: Tensor, u: Tensor | Generator, temperature: float, floor: float
+) -> Tensor:
     """Weights times relaxed gates: ``w * m`` with ``m = sigmoid((logit(s) + logit(u)) / tau)``.
 
     Line 5-7 of Algorithm 1: the difference of two Gumbel(0, 1) draws is the logistic noise ``logit(u)``,
@@ -32,7 +35,8 @@ def gated(weights: Tensor, probabilities: Tensor, u: Tensor, temperature: float,
     Args:
         weights: ``(d,)`` float32.
         probabilities: ``(d,)`` float32 in [0, 1], the probability that a weight is kept.
-        u: ``(d,)`` uniform draws in (0, 1), one per gate.
+        u: ``(d,)`` uniform draws in (0, 1), one per gate; or a generator, to draw what `uniform` would
+            without holding all of it.
         temperature: tau > 0; the gates become 0 or 1 as it falls.
         floor: smallest ``s (1 - s)`` that the gradient divides by; it bounds the heavy tail near 0 and 1.
 
@@ -51,12 +55,18 @@ def gated(weights: Tensor, probabilities: Tensor, u: Tensor, temperature: float,
 class _Gated(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, weights: Tensor, probabilities: Tensor, u: Tensor, temperature: float, floor: float
+        ctx: Any,
+        weights: Tensor,
+        probabilities: Tensor,
+        u: Tensor | Generator,
+        temperature: float,
+        floor: float,
     ) -> Tensor:
         gates, product = torch.empty_like(weights), torch.empty_like(weights)
-        for w, s, r, m, out in _chunks(weights, probabilities, u, gates, product):
-            odds = (s * r) / ((1 - s) * (1 - r))
-            torch.sigmoid(odds.log_().div_(temperature), out=m)
+        pieces = _chunks(weights, probabilities, gates, product)
+        for (w, s, m, out), r in zip(pieces, _draws(u, weights), strict=True):
+            torch.mul(s, r, out=m).div_((1 - s).mul_(1 - r))
+            m.log_().div_(temperature).sigmoid_()
             torch.mul(w, m, out=out)
         ctx.save_for_backward(weights, probabilities, gates)
         ctx.temperature, ctx.floor = temperature, floor
@@ -70,10 +80,15 @@ class _Gated(torch.autograd.Function):
             grads[0].contiguous(), weights, probabilities, gates, grad_w, grad_s
         ):
             torch.mul(g, m, out=gw)
-            spread = (s * (1 - s)).clamp_min_(max(ctx.floor, torch.finfo(s.dtype).tiny))
-            torch.mul(gw, w, out=gs)
-            gs.mul_(1 - m).div_(spread).div_(ctx.temperature)
+            spread = (1 - s).mul_(s).clamp_min_(max(ctx.floor, torch.finfo(s.dtype).tiny))
+            torch.mul(gw, w, out=gs).mul_(1 - m).div_(spread).div_(ctx.temperature)
         return grad_w, grad_s, None, None, None
+
+
+def _draws(u: Tensor | Generator, like: Tensor) -> Iterable[Tensor]:
+    if isinstance(u, Tensor):
+        return torch.split(u, CHUNK)
+    return (uniform(piece, u) for piece in torch.split(like, CHUNK))
 
 
 def _chunks(*vectors: Tensor) -> zip[tuple[Tensor, ...]]:

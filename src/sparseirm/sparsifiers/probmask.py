@@ -77,7 +77,7 @@ class ProbMask:
         probabilities = memory.learned["probabilities"]
         done = now.progress / self.decide_at
         temperature = linear(done, self.first_temperature, self.last_temperature)
-        return gated(weights, probabilities, uniform(weights, now.noise), temperature, self.gradient_floor)
+        return gated(weights, probabilities, now.noise, temperature, self.gradient_floor)
 
     def price(self, memory: Memory) -> float:
         """Nothing is added to the loss."""

@@ -43,16 +43,19 @@ def project(scores: Tensor, budget: Tensor | float, guess: Tensor | None = None)
     k = torch.as_tensor(budget, dtype=exact, device=scores.device)
     low = torch.zeros((), dtype=exact, device=scores.device)
     high = scores.max().to(exact).clamp_min(0)
-    excess_low, excess_high = _excess(scores, low)[0] - k, -k
+    excess_low, excess_high = _total(scores, low) - k, -k
     inside = excess_low <= 0
     v = low if guess is None else guess.to(exact).clamp(low, high)
     v = torch.where(inside, low, torch.where(k <= 0, high, v))
     waits = scores.device.type == "cpu"
     for turn in range(LONGEST if waits else PASSES):
-        total, right, left = _excess(scores, v)
-        excess = total - k
+        if waits and inside:
+            break
+        excess = _total(scores, v) - k
+        if waits and excess.abs() <= 1e-12 * k:
+            break
         above = excess > 0
-        slope = torch.where(above, right, left)
+        slope = _moving(scores, v, above)
         rounding = 4 * torch.finfo(exact).eps * v * slope
         settled = inside | (excess.abs() <= 1e-12 * k + rounding)
         if waits and settled:
@@ -67,20 +70,30 @@ def project(scores: Tensor, budget: Tensor | float, guess: Tensor | None = None)
         stray = (slope == 0) | (newton <= low) | (newton >= high)
         v = torch.where(settled, v, torch.where(stray, rescue, newton))
     for piece in torch.split(scores, CHUNK):
-        piece.copy_((piece.to(exact) - v).clamp_(0, 1))
+        piece.copy_(piece.to(exact, copy=True).sub_(v).clamp_(0, 1))
     return v
 
 
-def _excess(scores: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Sum of ``clip(s - v, 0, 1)`` and the number of entries that move with ``v`` to its right and left."""
-    exact = v.dtype
-    total, right, left = torch.zeros((3,), dtype=exact, device=scores.device)
+def _total(scores: Tensor, v: Tensor) -> Tensor:
+    """Sum of ``clip(s - v, 0, 1)``."""
+    total = torch.zeros_like(v)
     for piece in torch.split(scores, CHUNK):
-        t = piece.to(exact) - v
-        total = total + t.clamp(0, 1).sum()
-        right = right + ((t > 0) & (t <= 1)).sum()
-        left = left + ((t >= 0) & (t < 1)).sum()
-    return total, right, left
+        total = total + piece.to(v.dtype, copy=True).sub_(v).clamp_(0, 1).sum()
+    return total
+
+
+def _moving(scores: Tensor, v: Tensor, above: Tensor) -> Tensor:
+    """How many entries of ``clip(s - v, 0, 1)`` change as ``v`` rises (if ``above``) or falls."""
+    sign, count = 2 * above.to(v.dtype) - 1, torch.zeros_like(v)
+    for piece in torch.split(scores, CHUNK):
+        t = piece.to(v.dtype, copy=True).sub_(v).mul_(sign)
+        count = count + _positive(t) - _positive(t.sub_(sign))
+    return count.abs()
+
+
+def _positive(t: Tensor) -> Tensor:
+    """How many entries are positive; rounding up is faster than comparing and counting."""
+    return t.clamp(0, 1).ceil_().sum()
 
 
 def top_k(scores: Tensor, k: int) -> Tensor:

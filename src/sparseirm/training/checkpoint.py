@@ -16,7 +16,7 @@ from sparseirm.training.state import State
 
 def save_state(path: Path, state: State, note: dict[str, Any]) -> None:
     """Write the state and a JSON note (recipe, trajectory so far) as one file, atomically."""
-    write_tensors(path, tensors_of(state), {**note, "step": state.step})
+    write_tensors(path, tensors_of(state), {**note, "step": state.step, "stage": state.stage})
 
 
 def load_state(path: Path, state: State) -> dict[str, Any]:
@@ -24,7 +24,7 @@ def load_state(path: Path, state: State) -> dict[str, Any]:
 
     Args:
         path: a file of `save_state`.
-        state: a state of the same network, sparsifier and plan; changed in place, on its device.
+        state: a state of the same network, sparsifier, plan and stage; changed in place, on its device.
 
     Returns:
         The note that was saved with it.
@@ -34,17 +34,23 @@ def load_state(path: Path, state: State) -> dict[str, Any]:
         OSError: if the file does not exist or cannot be read.
     """
     tensors, note = read_tensors(path)
-    step = note.pop("step")
+    step = note.pop("step", None)
+    if note.pop("stage", 0) != state.stage:
+        raise DamagedFileError(f"{path} belongs to another stage of the run; delete it to start over.")
     kept = {n.removeprefix("kept/"): t for n, t in tensors.items() if n.startswith("kept/")}
     device = state.weights.device
     state.memory.kept = {name: tensor.to(device) for name, tensor in kept.items()}
     try:
+        if type(step) is not int or step < 0:
+            raise ValueError(f"its step is {step!r}")
         with torch.no_grad():
             for name, tensor in _parameters(state).items():
+                if tensors[name].shape != tensor.shape:
+                    raise ValueError(f"{name} has the shape {tuple(tensors[name].shape)}")
                 tensor.copy_(tensors[name])
         for name, optimizer in state.optimizers.items():
             _restore(optimizer, {n: t for n, t in tensors.items() if n.startswith(f"optimizer/{name}/")})
-    except (KeyError, RuntimeError, ValueError) as error:
+    except (KeyError, IndexError, RuntimeError, ValueError) as error:
         raise DamagedFileError(
             f"{path} does not belong to this run ({error}); delete it to start over."
         ) from None
@@ -75,8 +81,11 @@ def _parameters(state: State) -> Tensors:
 
 
 def _restore(optimizer: Optimizer, tensors: Tensors) -> None:
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     slots: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         _, _, index, slot = name.split("/")
+        if tensor.shape not in ((), parameters[int(index)].shape):  # optimisers read memory without asking
+            raise ValueError(f"{name} has the shape {tuple(tensor.shape)}")
         slots.setdefault(int(index), {})[slot] = tensor
     optimizer.load_state_dict({**optimizer.state_dict(), "state": slots})

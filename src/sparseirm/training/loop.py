@@ -11,7 +11,7 @@ from torch import Tensor
 from sparseirm.core import Loss, Moment, NonFiniteError, Outputs, Penalty, Sparsifier
 from sparseirm.data.environments import Batch, Batches
 from sparseirm.models import Network
-from sparseirm.randomness import generator, seed_of
+from sparseirm.randomness import generator, global_draws, seed_of
 from sparseirm.training.precision import autocast, fast_matmul
 from sparseirm.training.state import Plan, State, clear_gradients, finite, forget
 
@@ -66,10 +66,10 @@ def train(
     Raises:
         NonFiniteError: if risk or penalty become NaN or infinite; names step and quantity.
     """
-    with torch.random.fork_rng(), fast_matmul():
+    with global_draws(state.weights.device) as seed_all, fast_matmul():
         while state.step < plan.steps:
             noise = generator(seed, "step", state.step, device=state.weights.device)
-            torch.manual_seed(seed_of(seed, "module", state.step))
+            seed_all(seed_of(seed, "module", state.step))
             now = Moment(state.step, plan.steps, noise)
             batch = batches.at(state.step)
             effective = sparsifier.effective(state.weights, state.memory, now)
@@ -136,7 +136,8 @@ def descend(state: State, risk: Tensor, penalty: Tensor, price: Tensor | float, 
     scale = 1 / (1 + weight) if plan.divide_loss else 1.0
     clear_gradients(state)
     torch.autograd.backward(scale * (risk + weight * penalty) + price)
-    for group in state.optimizers["weights"].param_groups:
-        group["lr"], group["weight_decay"] = plan.lr_at(state.step), scale * 2 * plan.l2
-    for optimizer in state.optimizers.values():
+    for name, optimizer in state.optimizers.items():
+        if name == "weights":
+            for group in optimizer.param_groups:
+                group["lr"], group["weight_decay"] = plan.lr_at(state.step), scale * 2 * plan.l2
         optimizer.step()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -12,6 +13,17 @@ from typing import Any
 import torch
 
 PRECISIONS = ("fp32", "bf16")
+
+
+def huge_pages() -> None:
+    """Ask for large tensors in huge pages, where the system has them.
+
+    Fresh memory in small pages costs more time than what is computed in it, once tensors have millions of
+    entries. PyTorch reads the variable when it makes its first tensor; later this has no effect, and a value
+    that is set already stays. Results do not depend on it.
+    """
+    if Path("/sys/kernel/mm/transparent_hugepage").is_dir():
+        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:

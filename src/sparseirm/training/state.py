@@ -35,6 +35,9 @@ class Plan:
         penalty_to: fraction of the run at which the penalty has its full weight; it rises geometrically
             from 1 there. At or before ``penalty_from`` it starts with its full weight.
         divide_loss: divide the loss by ``1 + lambda`` once the penalty acts, as the released code does.
+        lr_drop: factor on the learning rate once the penalty acts, so that its onset does not overshoot.
+        lr_stop: fraction of the run at which the learning rate's schedule is over once the penalty acts, so
+            that the network does not drift on among the many that satisfy the penalty.
         precision: ``fp32``, or ``bf16`` for bfloat16 matrix products.
 
     Raises:
@@ -52,6 +55,8 @@ class Plan:
     penalty_from: float = 0.16
     penalty_to: float = 0.0
     divide_loss: bool = False
+    lr_drop: float = 1.0
+    lr_stop: float = 1.0
     precision: str = "fp32"
 
     def __post_init__(self) -> None:
@@ -67,6 +72,8 @@ class Plan:
             ("penalty_weight", "0 or more", self.penalty_weight >= 0),
             ("penalty_from", "a fraction of the run, in [0, 1]", 0 <= self.penalty_from <= 1),
             ("penalty_to", "a fraction of the run, in [0, 1]", 0 <= self.penalty_to <= 1),
+            ("lr_drop", "a factor in (0, 1]", 0 < self.lr_drop <= 1),
+            ("lr_stop", "a fraction of the run, in (0, 1]", 0 < self.lr_stop <= 1),
         ):
             if not holds:
                 raise SettingError(f"`{name}` must be {rule}; got {getattr(self, name)}.")
@@ -84,7 +91,10 @@ class Plan:
 
     def lr_at(self, step: int) -> float:
         """Learning rate of the weights in one step."""
-        return LR_SCHEDULES[self.lr_schedule](step / self.steps, self.lr)
+        schedule, progress = LR_SCHEDULES[self.lr_schedule], step / self.steps
+        if not self.penalty_weight_at(step):
+            return schedule(progress, self.lr)
+        return schedule(min(1.0, progress / self.lr_stop), self.lr_drop * self.lr)
 
 
 LR_SCHEDULES: dict[str, Callable[[float, float], float]] = {
@@ -94,7 +104,7 @@ LR_SCHEDULES: dict[str, Callable[[float, float], float]] = {
 
 OPTIMIZERS: dict[str, Callable[[list[Tensor], Plan], Optimizer]] = {
     "adam": lambda tensors, plan: Adam(tensors, lr=plan.lr, eps=plan.eps, fused=_fusable(tensors)),
-    "sgd": lambda tensors, plan: SGD(tensors, lr=plan.lr, momentum=plan.momentum),
+    "sgd": lambda tensors, plan: SGD(tensors, lr=plan.lr, momentum=plan.momentum, fused=_fusable(tensors)),
 }
 
 
@@ -103,12 +113,14 @@ class State:
     """Everything that changes during a run, hence everything a checkpoint holds.
 
     Attributes:
-        step: optimiser steps taken.
+        step: optimiser steps taken in this stage.
         weights: ``(d,)`` maskable weights of all layers, before masking.
         others: the other parameters (biases, normalisation).
         buffers: the module's buffers (running statistics).
         memory: what the sparsifier carries.
-        optimizers: ``weights`` for ``weights`` and ``others``, and ``scores`` for what the sparsifier learns.
+        optimizers: ``weights`` for ``weights`` and ``others`` unless frozen, and ``scores`` for what the
+            sparsifier learns.
+        stage: index of the stage of a run with several, see `sparseirm.training.stages`.
     """
 
     step: int
@@ -117,6 +129,7 @@ class State:
     buffers: Tensors
     memory: Memory
     optimizers: dict[str, Optimizer]
+    stage: int = 0
 
     @property
     def leaves(self) -> list[Tensor]:
@@ -124,20 +137,35 @@ class State:
         return [self.weights, *self.others.values(), *self.memory.learned.values()]
 
 
-def start(network: Network, sparsifier: Sparsifier, plan: Plan, seed: int) -> State:
-    """The state before the first step: the module's own weights, a fresh sparsifier, fresh optimisers."""
+def start(network: Network, sparsifier: Sparsifier, plan: Plan, seed: int, frozen: bool = False) -> State:
+    """The state before the first step: the module's own weights, a fresh sparsifier, fresh optimisers.
+
+    Args:
+        network: whose weights to start from; they are copied.
+        sparsifier: how they are masked.
+        plan: which optimiser.
+        seed: seed of what the sparsifier draws.
+        frozen: train nothing but what the sparsifier learns.
+
+    Returns:
+        The state.
+    """
     weights, others, buffers = network.parts()
     memory = sparsifier.start(weights, network.layout, generator(seed, "scores", device=weights.device))
     state = State(0, weights, others, buffers, memory, {})
     for leaf in state.leaves:
         leaf.requires_grad_()
-    state.optimizers["weights"] = OPTIMIZERS[plan.optimizer]([weights, *others.values()], plan)
+    if not frozen:
+        state.optimizers["weights"] = OPTIMIZERS[plan.optimizer]([weights, *others.values()], plan)
     if memory.learned:
-        learned = list(memory.learned.values())
-        state.optimizers["scores"] = Adam(
-            learned, lr=sparsifier.score_lr, eps=plan.eps, fused=_fusable(learned)
-        )
+        state.optimizers["scores"] = score_optimizer(memory, sparsifier, plan.eps)
     return state
+
+
+def score_optimizer(memory: Memory, sparsifier: Sparsifier, eps: float) -> Optimizer:
+    """Adam for what a sparsifier learns."""
+    learned = list(memory.learned.values())
+    return Adam(learned, lr=sparsifier.score_lr, eps=eps, fused=_fusable(learned))
 
 
 def _fusable(tensors: list[Tensor]) -> bool:
@@ -152,10 +180,14 @@ def clear_gradients(state: State) -> None:
 
 def forget(state: State, fresh: Tensor | None) -> None:
     """Erase the optimiser's history of the maskable weights at ``fresh``, a bool ``(d,)`` or None."""
-    if fresh is None:
-        return
-    for slot in state.optimizers["weights"].state[state.weights].values():
-        if slot.shape == fresh.shape:
+    if fresh is not None:
+        forget_history(state.optimizers["weights"], state.weights, fresh)
+
+
+def forget_history(optimizer: Optimizer, parameter: Tensor, fresh: Tensor) -> None:
+    """Set what an optimiser remembers of a parameter to zero where ``fresh``, bool of its shape, is True."""
+    for slot in optimizer.state[parameter].values():
+        if isinstance(slot, Tensor) and slot.shape == fresh.shape:
             slot[fresh] = 0
 
 

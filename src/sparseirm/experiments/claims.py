@@ -1,0 +1,88 @@
+"""What the paper says of SparseIRM, held against the cells of its tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from sparseirm.experiments.statistics import Figures
+from sparseirm.experiments.study import Finding, difference
+
+PENALTIES = {"irmv1": "IRMv1", "rex": "REx"}
+"""The penalties of the paper's tables, as they are written."""
+
+WIDE, NEAR = 640, 3.0
+"""The width at which, and the points of accuracy within which SparseIRM should be as good as the Oracle."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement about several cells.
+
+    Attributes:
+        words: the statement.
+        reached: cells where it holds for the mean over seeds.
+        sure: cells where it holds for the whole 95 % interval.
+        tested: cells with runs that can tell.
+        cells: all cells it speaks about.
+    """
+
+    words: str
+    reached: int
+    sure: int
+    tested: int
+    cells: int
+
+
+def claims(findings: Sequence[Finding]) -> list[Claim]:
+    """Three statements for each penalty, on the cells with a width, under our settings.
+
+    A cell most of whose runs have collapsed reaches nothing, whatever its test accuracy.
+
+    Args:
+        findings: findings of all cells.
+
+    Returns:
+        The statements with their counts.
+    """
+    ours: dict[tuple[object, ...], Finding] = {
+        (f.cell.data, f.cell.n_train, f.cell.width, f.cell.method, f.cell.penalty): f
+        for f in findings
+        if f.settings == "ours" and f.cell.width
+    }
+
+    def beside(method: str, penalty: str) -> Callable[[Finding], Figures | None]:
+        def gap(mine: Finding) -> Figures | None:
+            cell = mine.cell
+            other = ours.get((cell.data, cell.n_train, cell.width, method, penalty))
+            return difference(mine, other) if other else None
+
+        return gap
+
+    made = []
+    for penalty, written in PENALTIES.items():
+        mine = [f for f in ours.values() if (f.cell.method, f.cell.penalty) == ("SparseIRM", penalty)]
+        wide = [f for f in mine if f.cell.width == WIDE]
+        name = f"SparseIRM ({written})"
+        oracle = f"{name} at width {WIDE} is less than {NEAR:g} points below our own Oracle"
+        made += [
+            _claim(f"{name} reaches the paper's number", mine, _to_paper, 0.0),
+            _claim(f"{name} is better than dense IRM on the same seeds", mine, beside("IRM", penalty), 0.0),
+            _claim(oracle, wide, beside("Oracle", ""), -NEAR),
+        ]
+    return made
+
+
+def _to_paper(finding: Finding) -> Figures | None:
+    test, paper = finding.accuracy("test"), finding.cell.test
+    return Figures(tuple(value - paper for value in test.values)) if test and paper is not None else None
+
+
+def _claim(
+    words: str, findings: Sequence[Finding], gap: Callable[[Finding], Figures | None], least: float
+) -> Claim:
+    gaps = [(finding, found) for finding in findings if (found := gap(finding))]
+    sound = [found for finding, found in gaps if 2 * finding.collapsed <= len(finding.results)]
+    reached = [found for found in sound if found.mean >= least]
+    sure = [found for found in reached if found.interval and found.interval[0] >= least]
+    return Claim(words, len(reached), len(sure), len(gaps), len(findings))

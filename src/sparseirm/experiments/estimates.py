@@ -1,0 +1,67 @@
+"""How long a run will take, from the seconds that runs like it took."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass, field
+
+from sparseirm.recipe import Recipe
+from sparseirm.runs import Result
+
+
+def steps(recipe: Recipe) -> int:
+    """Optimiser steps of a resolved recipe, from beginning to end."""
+    return recipe.total_steps
+
+
+def cost(recipe: Recipe) -> float:
+    """Relative work of a resolved recipe: steps, times samples of a step, times weights.
+
+    >>> wide, narrow = (cost(Recipe(width=width).resolved()) for width in (640, 64))
+    >>> wide > 10 * narrow
+    True
+    """
+    samples = recipe.batch_size or recipe.n_train or 1
+    width = recipe.width or 8000  # of an MLP about as slow as a ResNet-18
+    return float(steps(recipe) * samples * width * (width + 400))
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """Seconds per unit of `cost`, learnt from finished runs; the more alike they are, the more they count.
+
+    Attributes:
+        rates: measured rates by kind of run, from exactly alike to any.
+
+    Example:
+        >>> Estimates().seconds(Recipe()) is None
+        True
+    """
+
+    rates: dict[Hashable, list[float]] = field(default_factory=dict)
+
+    @staticmethod
+    def of(results: Iterable[Result]) -> Estimates:
+        """Estimates from finished runs."""
+        estimates = Estimates()
+        for result in results:
+            estimates.learn(result)
+        return estimates
+
+    def learn(self, result: Result) -> None:
+        """Add a finished run."""
+        for kind in _kinds(result.recipe):
+            self.rates.setdefault(kind, []).append(result.seconds / cost(result.recipe))
+
+    def seconds(self, recipe: Recipe) -> float | None:
+        """Seconds that a run should take on one worker; None before the first run has finished."""
+        recipe = recipe.resolved()
+        known = next((self.rates[kind] for kind in _kinds(recipe) if kind in self.rates), None)
+        return statistics.median(known) * cost(recipe) if known else None
+
+
+def _kinds(recipe: Recipe) -> list[Hashable]:
+    """What a run's speed depends on, from everything to nothing."""
+    where, how = (recipe.data, recipe.model), (recipe.method, recipe.penalty, recipe.precision)
+    return [(*where, recipe.n_train, recipe.width, *how), (*where, *how), (*where, recipe.method), where, ()]

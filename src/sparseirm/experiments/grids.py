@@ -1,0 +1,218 @@
+"""The paper's tables and figures as data: the runs they need, with the published numbers beside them."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from importlib.resources import files
+from typing import Any
+
+from sparseirm.core import SettingError
+from sparseirm.recipe import Recipe
+from sparseirm.registry import one_of
+
+PRECISION = "bf16"
+"""Precision of the committed runs; ``fp32`` would be other recipes with results of their own."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of the paper's tables.
+
+    Attributes:
+        data: data set.
+        n_train: training samples, or None for the data set's own number.
+        model: network.
+        width: hidden units, or None for a network without this choice.
+        method: method as the paper prints it.
+        penalty: penalty, or empty for a method without a choice.
+        test: published test accuracy, percent.
+        train: published training accuracy, percent, or None.
+        spread: published standard deviation of ``test``, or None.
+    """
+
+    data: str
+    n_train: int | None
+    model: str
+    width: int | None
+    method: str
+    penalty: str
+    test: float | None = None
+    train: float | None = None
+    spread: float | None = None
+
+    @cached_property
+    def missing(self) -> str | None:
+        """Why this version cannot run the cell, or None if it can."""
+        try:
+            self.recipe().resolved()
+        except SettingError as error:
+            return str(error)
+        return None
+
+    def recipe(self, settings: str = "ours", seed: int = 0, precision: str = PRECISION) -> Recipe:
+        """The run behind the cell.
+
+        >>> cell = Cell("colored_mnist", 20000, "mlp", 390, "SparseIRM", "rex")
+        >>> cell.recipe().method, cell.recipe().precision
+        ('sparseirm', 'bf16')
+        """
+        given: dict[str, Any] = {"n_train": self.n_train, "width": self.width, "penalty": self.penalty}
+        return Recipe(
+            data=self.data,
+            model=self.model,
+            method=self.method.lower(),
+            settings=settings,
+            precision=precision,
+            seed=seed,
+            **{name: value for name, value in given.items() if value},
+        )
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table or figure of the paper.
+
+    Attributes:
+        title: what it shows.
+        tables: the published tables its cells stand in.
+        keep: which of their cells it shows.
+    """
+
+    title: str
+    tables: tuple[str, ...]
+    keep: Callable[[Cell], bool] = lambda cell: True
+
+    @property
+    def cells(self) -> list[Cell]:
+        """Its cells, in the paper's order."""
+        chosen = dict.fromkeys(_cell(row) for row in published() if row["table"] in self.tables)
+        return [cell for cell in map(_completed, chosen) if self.keep(cell)]
+
+
+GRIDS = {
+    "table2": Grid("Table 2: 50,000 training samples", ("table2",)),
+    "table3": Grid("Table 3: ResNet-18", ("table3",)),
+    "table7": Grid("Table 7: training accuracy on FullColoredMNIST, 50,000 samples", ("table7",)),
+    "table8": Grid("Table 8: 20,000 training samples", ("table8",)),
+    "figure1": Grid(
+        "Figure 1: dense methods on ColoredMNIST, 50,000 samples, against width",
+        ("table2",),
+        lambda cell: (
+            cell.data == "colored_mnist"
+            and cell.method in ("Oracle", "ERM", "IRM")
+            and cell.penalty in ("", "irmv1")
+        ),
+    ),
+    "figure3": Grid("Figure 3: test accuracy against width", ("table2", "table8")),
+}
+"""What consists of training runs, by the name `sparseirm reproduce` knows it by."""
+
+COMPUTED_ELSEWHERE = {"table4": "ablation", "figure4": "ablation", "theorem1": "theory"}
+"""What does not, and the command that computes it."""
+
+
+def select(
+    name: str,
+    data: Sequence[str] | None = None,
+    widths: Sequence[int] | None = None,
+    methods: Sequence[str] | None = None,
+    penalties: Sequence[str] | None = None,
+) -> list[Cell]:
+    """Cells of a table or figure.
+
+    Args:
+        name: one of `GRIDS`.
+        data: data sets to keep; all by default.
+        widths: widths to keep; all by default.
+        methods: methods to keep, in any case; all by default.
+        penalties: penalties to keep, of the methods that have one; all by default.
+
+    Returns:
+        The cells, in the paper's order.
+
+    Raises:
+        SettingError: if one of them does not occur, or no cell has all of them.
+    """
+    cells = GRIDS[one_of("grid", name, GRIDS)].cells
+    wanted = {
+        "data": data and set(data),
+        "width": widths and {str(width) for width in widths},
+        "method": methods and {method.lower() for method in methods},
+        "penalty": penalties and set(penalties),
+    }
+    for field, values in wanted.items():
+        known = {str(getattr(cell, field) or "").lower() for cell in cells} - {""}
+        for value in values or ():
+            one_of(f"{field} in {name}", value, known)
+        if values:
+            free = {""} if field == "penalty" else set()
+            cells = [c for c in cells if str(getattr(c, field) or "").lower() in values | free]
+    if not cells:
+        raise SettingError(
+            f"no cell of {name} has all of these widths, methods and penalties; leave one out."
+        )
+    return cells
+
+
+def recipes(
+    cells: Iterable[Cell],
+    seeds: Sequence[int] = (0,),
+    settings: Sequence[str] = ("ours",),
+    precision: str = PRECISION,
+) -> Iterator[Recipe]:
+    """The runs behind cells, seed by seed; cells that this version cannot run are left out.
+
+    Args:
+        cells: the cells.
+        seeds: one run of every cell each.
+        settings: named settings, one run of every cell each.
+        precision: precision of all runs.
+
+    Yields:
+        Recipe: one run, resolved.
+
+    Example:
+        >>> cells = select("table8", widths=[390], methods=["sparseirm"], penalties=["rex"])
+        >>> runs = recipes(cells, seeds=[0, 1])
+        >>> [(run.data, run.width, run.penalty, run.seed) for run in runs][:2]
+        [('colored_mnist', 390, 'rex', 0), ('full_colored_mnist', 390, 'rex', 0)]
+    """
+    ready = [cell for cell in cells if not cell.missing]
+    for seed in seeds:
+        for cell in ready:
+            for named in settings:
+                yield cell.recipe(named, seed, precision).resolved()
+
+
+@cache
+def published() -> tuple[dict[str, str], ...]:
+    """Rows of ``published.csv``, by column."""
+    text = files("sparseirm.experiments").joinpath("published.csv").read_text()
+    return tuple(csv.DictReader(line for line in text.splitlines() if not line.startswith("#")))
+
+
+def _cell(row: dict[str, str]) -> Cell:
+    """The cell a row belongs to, without its numbers."""
+    n_train, width = (int(row[name]) if row[name] else None for name in ("n_train", "width"))
+    return Cell(row["dataset"], n_train, row["model"], width, row["method"], row["penalty"])
+
+
+def _completed(cell: Cell) -> Cell:
+    found = _numbers()[cell]
+    return replace(cell, test=found.get("test"), train=found.get("train"), spread=found.get("spread"))
+
+
+@cache
+def _numbers() -> dict[Cell, dict[str, float]]:
+    """All that is published of each cell, in whichever table."""
+    found: dict[Cell, dict[str, float]] = {}
+    for row in published():
+        if row["quantity"] == "accuracy":
+            numbers = found.setdefault(_cell(row), {})
+            numbers[row["split"]] = float(row["value"])
+            if row["std"]:
+                numbers["spread"] = float(row["std"])
+    return found

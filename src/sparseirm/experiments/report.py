@@ -1,0 +1,230 @@
+"""A store as pages: ``sparseirm report`` writes them from the results alone."""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from sparseirm.core import SettingError
+from sparseirm.evaluation.selection import RULES
+from sparseirm.experiments.charts import against_width, trajectory
+from sparseirm.experiments.claims import PENALTIES, claims
+from sparseirm.experiments.deviations import address, read, unexplained
+from sparseirm.experiments.grids import GRIDS, PRECISION
+from sparseirm.experiments.progress import duration
+from sparseirm.experiments.rules import Chosen
+from sparseirm.experiments.statistics import Figures
+from sparseirm.experiments.store import Store
+from sparseirm.experiments.study import Finding, Sheet, Study, collapsed, difference, sheets
+from sparseirm.experiments.summary import summary
+from sparseirm.experiments.tables import label
+from sparseirm.files import write_bytes
+from sparseirm.methods import SETTINGS
+from sparseirm.recipe import Recipe
+from sparseirm.report import render, svg
+from sparseirm.runs import RESULTS, Result
+
+TABLES = ("table2", "table8", "table3")
+"""Tables whose cells the report shows; Table 7 and Figures 1 and 3 consist of the same runs."""
+
+HERE = Path(__file__)
+
+
+def report(store: Path = Path("results"), out: Path = Path("out/report"), precision: str = PRECISION) -> Path:
+    """Make pages of a result store: every table beside the paper's, figures, selection rules, deviations.
+
+    Writes ``index.html``, which needs no other file, ``report.md`` with its figures, and ``summary.csv``, one
+    line for every cell, settings and selection rule.
+
+    Example: sparseirm report --store results --out out/report
+
+    Args:
+        store: folder of the results.
+        out: folder for the pages.
+        precision: precision of the runs that stand beside the paper's.
+
+    Returns:
+        The HTML page.
+    """
+    place = Store(store)
+    results = place.all()
+    if not results:
+        raise SettingError(
+            f"`store` {str(store)!r} holds no results; run `sparseirm reproduce table8` first."
+        )
+    study = Study(results, precision)
+    findings = found(study)
+    shown = content(study, findings, place)
+    for chart in shown["charts"]:
+        write_bytes(out / chart["file"], _drawn(chart["figure"]))
+    write_bytes(out / "summary.csv", summary(findings).encode())
+    write_bytes(out / "report.md", render(HERE.with_name("report.md"), **shown))
+    write_bytes(out / "index.html", render(HERE.with_name("report.html"), **shown))
+    print(f"page: {out / 'index.html'}, Markdown: {out / 'report.md'}, numbers: {out / 'summary.csv'}")
+    return out / "index.html"
+
+
+def found(study: Study) -> list[Finding]:
+    """Findings of every cell under our settings, and under others where there are runs."""
+    cells = dict.fromkeys(cell for name in TABLES for cell in GRIDS[name].cells)
+    every = [study.finding(cell, settings) for cell in cells for settings in SETTINGS]
+    return [finding for finding in every if finding.settings == "ours" or finding.results]
+
+
+def content(study: Study, findings: list[Finding], store: Store) -> dict[str, Any]:
+    """Everything that the templates show, by name."""
+    run = [finding for finding in findings if finding.results]
+    told = [text for text in read(store.root / "deviations") if any(map(text.about, run))]
+    shown = sheets(findings)
+    return {
+        "cards": _cards(study.results, findings),
+        "claims": claims(findings),
+        "sheets": sorted(shown, key=lambda sheet: not sheet.n_runs),
+        "notes": {address(f): [n for n, text in enumerate(told, 1) if text.about(f)] for f in findings},
+        "address": address,
+        "lacking": Counter(f.cell.missing for f in findings if f.cell.missing).most_common(),
+        "charts": list(_charts(shown)),
+        "svg": svg,
+        "plain": _plain,
+        "rules": RULES,
+        "by_rule": [(sheet.title, _by_rule(sheet)) for sheet in sheets(run)],
+        "refusals": sorted({chosen.refusal for f in run for chosen in f.rules if chosen.refusal}),
+        "pairs": [(sheet, gaps) for sheet in shown if (gaps := _pairs(sheet))],
+        "paths": [_paths(sheet) for sheet in sheets(run)],
+        "deviations": told,
+        "untold": unexplained(run, told),
+        "others": [_other(group) for group in study.others(findings)],
+        "failures": [(_label(recipe), recipe, reason) for recipe, reason in store.failures()],
+        "outdated": len(store.outdated()),
+        "version": RESULTS,
+        "machines": Counter(map(_machine, study.results)).most_common(),
+    }
+
+
+def _cards(results: Sequence[Result], findings: Sequence[Finding]) -> list[tuple[str, str]]:
+    """The most important counts."""
+    ours = [finding for finding in findings if finding.settings == "ours"]
+    covered = [finding for finding in ours if finding.results]
+    verdicts = Counter(finding.verdict[1].split(",")[0] for finding in covered)
+    return [
+        (f"{len(covered)} of {len(ours)}", "cells of the paper's tables have been run"),
+        (str(len(results)), f"runs in {duration(sum(result.seconds for result in results))} of computing"),
+        (str(verdicts["within"]), "cells whose 95 % interval holds the paper's number"),
+        (f"{verdicts['above']} and {verdicts['below']}", "cells above it, and below it"),
+        (str(sum(finding.collapsed > 0 for finding in covered)), "cells with collapsed runs"),
+    ]
+
+
+def _charts(shown: Sequence[Sheet]) -> Iterator[dict[str, Any]]:
+    """Accuracy against width for each data set, penalty and split of which there are runs."""
+    for sheet in shown:
+        ours = [f for row in sheet.rows.values() for f in row.values() if f.settings == "ours"]
+        for penalty, written in PENALTIES.items():
+            some = [finding for finding in ours if finding.cell.penalty in ("", penalty)]
+            if any(finding.results and finding.cell.width for finding in some):
+                for split in ("test", "train"):
+                    yield {
+                        "figure": against_width(some, split),
+                        "file": f"figures/{sheet.data}-{sheet.n_train}-{penalty}-{split}.svg",
+                        "caption": f"{sheet.title}, {written}: {split} accuracy against width",
+                    }
+
+
+def _by_rule(sheet: Sheet) -> list[dict[str, Any]]:
+    """Each method's mean over cells and seeds, by rule."""
+    lines = []
+    for name, row in sheet.rows.items():
+        chosen = {r: [c for f in row.values() for c in f.rules if c.rule == r and c.points] for r in RULES}
+        means = {rule: _pooled(cells) for rule, cells in chosen.items()}
+        lines.append({"name": name, "runs": sum(len(f.results) for f in row.values()), "means": means})
+    return lines
+
+
+def _pooled(chosen: Sequence[Chosen]) -> dict[str, float] | None:
+    """Mean accuracy over all runs, by split."""
+    points = [point for one in chosen for point in one.points]
+    if not points:
+        return None
+    return {s: sum(p.scores[s].accuracy for p in points) / len(points) for s in ("test", "train")}
+
+
+def _pairs(sheet: Sheet) -> dict[str, dict[int | None, Figures | None]]:
+    """SparseIRM minus others on the same seeds, by pair and width."""
+    lines = {}
+    for penalty in PENALTIES:
+        name = f"SparseIRM ({penalty})"
+        mine = sheet.rows.get(name, {})
+        for other in (f"IRM ({penalty})", f"MRM ({penalty})", "Oracle"):
+            row = sheet.rows.get(other, {})
+            gaps = {width: difference(mine[width], row[width]) for width in mine.keys() & row.keys()}
+            if any(gaps.values()):
+                lines[f"{name} - {other}"] = gaps
+    return lines
+
+
+def _paths(sheet: Sheet) -> tuple[str, list[tuple[str, Figure]]]:
+    """Trajectories of every method at the width with the most runs."""
+    n_runs = {w: sum(len(row[w].results) for row in sheet.rows.values() if w in row) for w in sheet.widths}
+    width = max(sheet.widths, key=lambda w: (n_runs[w], w or 0))
+    shown = {name: row[width].results.values() for name, row in sheet.rows.items() if width in row}
+    title = f"{sheet.title}, width {width}" if width else sheet.title
+    return title, [(name, trajectory([*results])) for name, results in shown.items() if results]
+
+
+def _other(group: list[Result]) -> dict[str, Any]:
+    """Runs that are no cell of the paper, in words."""
+    recipe = group[0].recipe
+    names = ("correlations", "sparsifier", "density", "steps", "precision", "settings", "leave_out")
+    settings = {name: getattr(recipe, name) for name in names}
+    return {
+        "name": _label(recipe),
+        "data": f"{recipe.data}, {recipe.n_train} samples, {recipe.model} {recipe.width or ''}",
+        "settings": ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None),
+        "accuracy": {split: _over_seeds(group, split) for split in ("test", "train")},
+        "seeds": len(group),
+        "collapsed": sum(map(collapsed, group)),
+    }
+
+
+def _over_seeds(group: Sequence[Result], split: str) -> Figures | None:
+    there = all(split in result.last for result in group)
+    return Figures(tuple(result.last[split].accuracy for result in group)) if there else None
+
+
+def _label(recipe: Recipe) -> str:
+    """The method in words, also of a recipe that this installation can make nothing of."""
+    try:
+        return label(recipe)
+    except SettingError:
+        return f"{recipe.method} ({recipe.penalty})" if recipe.penalty else recipe.method
+
+
+def _machine(result: Result) -> str:
+    """On what a run was made."""
+    parts = result.environment
+    words = [f"{name} {parts[name]}" for name in ("sparseirm", "torch", "python") if name in parts]
+    words += [str(parts[name]) for name in ("device",) if name in parts]
+    return ", ".join([*words, f"{parts['threads']} thread(s)"] if "threads" in parts else words)
+
+
+def _plain(text: object) -> Markup:
+    """Words on one line in which neither Markdown nor HTML sees anything special."""
+    words = html.escape(" ".join(str(text).split()), quote=False)
+    return Markup(re.sub(r"([\\`*_\[\]|~$])", r"\\\1", words))
+
+
+def _drawn(figure: Figure) -> bytes:
+    """A figure as a file of its own."""
+    buffer = io.BytesIO()
+    with rc_context({"svg.hashsalt": "sparseirm"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()

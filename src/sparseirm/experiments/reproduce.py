@@ -1,0 +1,201 @@
+"""The paper's tables and figures, run: ``sparseirm reproduce table8``."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.table import Table
+from tyro.conf import Positional
+
+from sparseirm.core import SettingError
+from sparseirm.experiments.estimates import Estimates
+from sparseirm.experiments.executors import connect, cores
+from sparseirm.experiments.grids import COMPUTED_ELSEWHERE, GRIDS, PRECISION, Cell, recipes, select
+from sparseirm.experiments.progress import duration, reporter
+from sparseirm.experiments.store import Store
+from sparseirm.experiments.study import Finding, Sheet, Study, sheets
+from sparseirm.experiments.sweep import sweep
+from sparseirm.experiments.theory import theory
+from sparseirm.methods import SETTINGS
+from sparseirm.recipe import Option, Recipe
+from sparseirm.registry import one_of
+
+What = Literal["table2", "table3", "table4", "table7", "table8", "figure1", "figure3", "figure4", "theorem1"]
+
+LEGEND = (
+    "\nTest accuracy at the last step in percent, mean over seeds ± half its 95 % interval; the same\n"
+    "networks in training; the paper's number; is it within our interval, or are we above or below?"
+)
+
+
+def reproduce(
+    what: Positional[What],
+    *,
+    seeds: tuple[int, ...] = (0,),
+    data: tuple[str, ...] | None = None,
+    widths: tuple[int, ...] | None = None,
+    methods: tuple[str, ...] | None = None,
+    penalties: tuple[str, ...] | None = None,
+    settings: tuple[str, ...] = ("ours",),
+    precision: str = PRECISION,
+    time_budget: str | None = None,
+    dry_run: bool = False,
+    executor: str = "local",
+    workers: int | None = None,
+    slurm_options: dict[str, Option] | None = None,
+    data_root: str | None = None,
+    store: Path = Path("results"),
+) -> list[Finding]:
+    """Run what the store lacks of a table or figure of the paper, and show it beside the published numbers.
+
+    Runs that are finished cost nothing, so the same command goes on where it was stopped. Nothing is chosen
+    on test data: the numbers are those of the last step. ``sparseirm report`` makes pages of all of them.
+
+    Example: sparseirm reproduce table8 --widths 390 --seeds 0 1 2 --dry-run
+
+    Args:
+        what: which one.
+        seeds: one run of every cell each.
+        data: only these data sets.
+        widths: only these widths.
+        methods: only these methods, as in `compare`.
+        penalties: only these penalties, and methods without one.
+        settings: ours, paper or released, or several of them.
+        precision: fp32 or bf16, of all runs.
+        time_budget: time, such as 150m, after which no run starts and those in flight stop at a checkpoint.
+        dry_run: only say what is missing and how long it will take; nothing is written.
+        executor: local; slurm; or dask://HOST:PORT, the address of a scheduler.
+        workers: number of local processes; one per core by default.
+        slurm_options: submitit's parameters, such as timeout_min 60.
+        data_root: folder of the data files; the variable SPARSEIRM_DATA otherwise.
+        store: folder of the results; workers on other machines must see it under the same path.
+
+    Returns:
+        What was found of each cell.
+    """
+    if what in COMPUTED_ELSEWHERE:
+        _elsewhere(what, {name: value for name, value in locals().items() if name != "what"})
+        return []
+    budget = None if time_budget is None else seconds(time_budget)
+    for name in settings:
+        one_of("settings", name, SETTINGS)
+    for name, given in (("seeds", seeds), ("settings", settings)):
+        if not given or len(set(given)) < len(given):
+            raise SettingError(f"`{name}` must name each one once, and at least one; got {list(given)}.")
+    cells = select(what, data, widths, methods, penalties)
+    wanted = [*recipes(cells, seeds, settings, precision)]
+    place, console = Store(store), Console(width=None if Console().is_terminal else 140)
+    _say_what_is_not_run(console, place, cells)
+    failed = 0
+    if dry_run:
+        _plan(console, what, wanted, place, workers or cores() if executor == "local" else 1)
+    else:
+        context = connect(executor, workers, store / "work" / "slurm", slurm_options)
+        with context as pool, reporter(place) as shown:
+            sweep(wanted, place, pool, data_root, shown.on_done, budget, shown.watch)
+        failed = shown.failed
+    study = Study(place.all(), precision)
+    findings = [study.finding(cell, named) for named in settings for cell in cells]
+    console.print(LEGEND, highlight=False)
+    for sheet in sheets(findings):
+        console.print(f"\n[bold]{sheet.title}[/bold]", table(sheet), sep="\n")
+    if failed:
+        raise SettingError(
+            f"{failed} of {len(wanted)} runs failed; the reasons are in {store / 'failed'}. The same command "
+            "tries them again."
+        )
+    return findings
+
+
+def seconds(words: str) -> float:
+    """A time in words.
+
+    >>> seconds("150m"), seconds("1h30m"), seconds("45s")
+    (9000.0, 5400.0, 45.0)
+    """
+    found = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", words)
+    if not found or not words:
+        raise SettingError(f"`time_budget` must be a time such as 150m, 2h or 1h30m; got {words!r}.")
+    hours, minutes, rest = (int(part or 0) for part in found.groups())
+    return float(3600 * hours + 60 * minutes + rest)
+
+
+def table(sheet: Sheet) -> Table:
+    """A sheet as a table of the terminal."""
+    shown = Table()
+    shown.add_column("")
+    for width in sheet.widths:
+        shown.add_column("" if width is None else f"width {width}", justify="right")
+    for name, row in sheet.rows.items():
+        shown.add_row(name, *(_words(row[width]) if width in row else "" for width in sheet.widths))
+    return shown
+
+
+def _words(finding: Finding) -> str:
+    test, train = finding.accuracy("test"), finding.accuracy("train")
+    paper = "" if finding.cell.test is None else f"paper {finding.cell.test:.1f}"
+    ours = [test.words, f"train {train.mean:.1f}"] if test and train else []
+    return "\n".join(filter(None, [*ours, paper, finding.verdict[1]]))
+
+
+def _say_what_is_not_run(console: Console, store: Store, cells: Sequence[Cell]) -> None:
+    """Cells this version cannot run, and results that count for nothing, with the reason."""
+    for reason, n in Counter(cell.missing for cell in cells if cell.missing).items():
+        console.print(f"{n} of {len(cells)} cells are not available: {reason}", highlight=False)
+    outdated = len(store.outdated())
+    if outdated:
+        console.print(
+            f"{outdated} results in {store.root} are of another version of the code, whose numbers differ: "
+            "they count as missing and will be run again.",
+            highlight=False,
+        )
+
+
+def _plan(console: Console, what: str, wanted: Sequence[Recipe], store: Store, workers: int) -> None:
+    """What is missing, by method, and how long it will take."""
+    results = store.all()
+    study, estimates = Study(results), Estimates.of(results)
+    missing = [recipe for recipe in wanted if study.get(recipe) is None]
+    console.print(
+        f"{GRIDS[what].title}. {len(wanted)} runs: {len(wanted) - len(missing)} done, {len(missing)} missing."
+    )
+    shown = Table()
+    for heading in ("data", "method", "missing", "each", "together"):
+        shown.add_column(heading, justify="left" if heading in ("data", "method") else "right")
+    total: float | None = 0.0
+    groups: dict[tuple[str, str], list[Recipe]] = {}
+    for recipe in missing:
+        method = " ".join(filter(None, (recipe.method, recipe.penalty, recipe.settings)))
+        groups.setdefault((f"{recipe.data} {recipe.n_train}", method), []).append(recipe)
+    for (data, method), group in groups.items():
+        times = [estimates.seconds(recipe) for recipe in group]
+        known = [time for time in times if time is not None]
+        together = sum(known) if len(known) == len(times) else None
+        each = f"{duration(min(known))} to {duration(max(known))}" if known else duration(None)
+        shown.add_row(data, method, str(len(group)), each, duration(together))
+        total = None if total is None or together is None else total + together
+    if missing:
+        console.print(shown)
+        spread = "" if total is None else f", about {duration(total / workers)} on {workers} workers"
+        console.print(f"Together: {duration(total)} of computing{spread}.", highlight=False)
+    for recipe, reason in store.failures():
+        if recipe in missing:
+            console.print(f"failed before, and will be tried again: {reason}", highlight=False, markup=False)
+
+
+def _elsewhere(what: str, given: dict[str, Any]) -> None:
+    """Compute what is not made of training runs, or say which command does."""
+    usual = inspect.signature(reproduce).parameters
+    changed = [name for name, value in given.items() if value != usual[name].default]
+    if changed:
+        raise SettingError(f"`{changed[0]}` has no effect on {what}, which is no grid of runs. Leave it out.")
+    command = COMPUTED_ELSEWHERE[what]
+    if command != "theory":
+        raise SettingError(f"{what} is computed by another command: sparseirm {command}.")
+    theory()

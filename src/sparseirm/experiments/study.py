@@ -1,0 +1,197 @@
+"""A store beside the paper: what was found of each of its cells, and how that compares."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+from sparseirm.experiments.grids import PRECISION, Cell
+from sparseirm.experiments.rules import Chosen, side_by_side
+from sparseirm.experiments.statistics import Figures, paired
+from sparseirm.files import canonical
+from sparseirm.recipe import Recipe
+from sparseirm.runs import Result
+
+NEAR_CHANCE = 0.2
+"""A run has collapsed if its training accuracy covers less than this part of the way from guessing to that
+of the best invariant predictor."""
+
+
+DATA_NAMES = {
+    "colored_mnist": "ColoredMNIST",
+    "full_colored_mnist": "FullColoredMNIST",
+    "cifar_mnist": "CIFARMNIST",
+    "colored_object": "ColoredObject",
+}
+"""Data sets as the paper writes them."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A cell of the paper under some settings, and the runs there are of it.
+
+    Attributes:
+        cell: the cell.
+        settings: the named settings.
+        results: results by seed.
+        rules: what each selection rule reports of them.
+    """
+
+    cell: Cell
+    settings: str
+    results: dict[int, Result] = field(default_factory=dict)
+    rules: tuple[Chosen, ...] = ()
+
+    def accuracy(self, split: str) -> Figures | None:
+        """Accuracy at the last step over seeds, percent; None without a run."""
+        values = tuple(result.last[split].accuracy for result in self.results.values())
+        return Figures(values) if values else None
+
+    @property
+    def name(self) -> str:
+        """The method in words.
+
+        >>> Finding(Cell("colored_mnist", 20000, "mlp", 64, "IRM", "rex"), "paper").name
+        'IRM (rex), paper settings'
+        """
+        name = f"{self.cell.method} ({self.cell.penalty})" if self.cell.penalty else self.cell.method
+        return name if self.settings == "ours" else f"{name}, {self.settings} settings"
+
+    @property
+    def collapsed(self) -> int:
+        """How many of the runs have collapsed; see `collapsed`."""
+        return sum(collapsed(result) for result in self.results.values())
+
+    @property
+    def verdict(self) -> tuple[str, str]:
+        """How the mean compares with the paper's number: ``good``, ``bad``, ``odd`` or nothing, and words."""
+        if not self.results:
+            return "", "not available" if self.cell.missing else "not run"
+        n, test = len(self.results), self.accuracy("test")
+        also = f", {self.collapsed} of {n} collapsed" if self.collapsed else ""
+        if 2 * self.collapsed > n:
+            return "odd", "collapsed" if self.collapsed == n else also.removeprefix(", ")
+        paper = self.cell.test
+        if paper is None or test is None:
+            return "", also.removeprefix(", ")
+        if test.interval is None:
+            return "", f"{test.mean - paper:+.1f}, one seed"
+        low, high = test.interval
+        kind, words = (
+            ("bad", "below") if high < paper else ("good", "above") if low > paper else ("good", "within")
+        )
+        return kind, words + also
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table: methods against widths, on one data set.
+
+    Attributes:
+        data: data set.
+        n_train: training samples, or None for the data set's own number.
+        model: network.
+        widths: columns; one None for a network without this choice.
+        rows: findings by method in words and width.
+    """
+
+    data: str
+    n_train: int | None
+    model: str
+    widths: tuple[int | None, ...]
+    rows: dict[str, dict[int | None, Finding]]
+
+    @property
+    def title(self) -> str:
+        """What it is about."""
+        data = DATA_NAMES.get(self.data, self.data)
+        return f"{data}, {self.n_train:,} samples" if self.n_train else f"{data}, {self.model}"
+
+    @property
+    def n_runs(self) -> int:
+        """Number of runs in it."""
+        return sum(len(finding.results) for row in self.rows.values() for finding in row.values())
+
+
+def sheets(findings: Iterable[Finding]) -> list[Sheet]:
+    """Findings as tables, in their order."""
+    groups: dict[tuple[str, int | None, str], list[Finding]] = {}
+    for finding in findings:
+        cell = finding.cell
+        groups.setdefault((cell.data, cell.n_train, cell.model), []).append(finding)
+    found = []
+    for key, group in groups.items():
+        rows: dict[str, dict[int | None, Finding]] = {}
+        for finding in group:
+            rows.setdefault(finding.name, {})[finding.cell.width] = finding
+        found.append(Sheet(*key, tuple(dict.fromkeys(f.cell.width for f in group)), rows))
+    return found
+
+
+@dataclass(frozen=True)
+class Study:
+    """All results of a store, by recipe.
+
+    Attributes:
+        results: every result.
+        precision: precision of the runs that stand beside the paper's.
+    """
+
+    results: Sequence[Result]
+    precision: str = PRECISION
+
+    @cached_property
+    def groups(self) -> dict[str, dict[int, Result]]:
+        """Results that differ in nothing but the seed, by seed."""
+        found: dict[str, dict[int, Result]] = {}
+        for result in self.results:
+            found.setdefault(_kind(result.recipe), {})[result.recipe.seed] = result
+        return {kind: dict(sorted(group.items())) for kind, group in found.items()}
+
+    def get(self, recipe: Recipe) -> Result | None:
+        """The result of a recipe, or None."""
+        return self.groups.get(_kind(recipe.resolved()), {}).get(recipe.seed)
+
+    def finding(self, cell: Cell, settings: str = "ours") -> Finding:
+        """What the store has of a cell."""
+        if cell.missing:
+            return Finding(cell, settings)
+        recipe = cell.recipe(settings, precision=self.precision).resolved()
+        results = self.groups.get(_kind(recipe), {})
+        rules = side_by_side([*results.values()], self.get) if results else []
+        return Finding(cell, settings, results, tuple(rules))
+
+    def others(self, findings: Iterable[Finding]) -> list[list[Result]]:
+        """Results that belong to none of the findings, seeds together."""
+        known = {_kind(r.recipe) for finding in findings for r in finding.results.values()}
+        return [[*group.values()] for kind, group in self.groups.items() if kind not in known]
+
+
+def difference(one: Finding, other: Finding) -> Figures | None:
+    """Test accuracy of one cell minus that of another on the seeds they share; None if they share none."""
+    tests = [{s: r.last["test"].accuracy for s, r in finding.results.items()} for finding in (one, other)]
+    return paired(*tests)
+
+
+def collapsed(result: Result) -> bool:
+    """Whether a run is near chance in training, so that its test accuracy means nothing, high or low."""
+    guess = chance(result.recipe)
+    best = 100 * (1 - (result.recipe.label_noise or 0.0))
+    return result.last["train"].accuracy < guess + NEAR_CHANCE * (best - guess)
+
+
+def chance(recipe: Recipe) -> float:
+    """Accuracy of guessing, percent: ten classes in the data sets called full, two in the others.
+
+    >>> chance(Recipe(data="full_colored_mnist")), chance(Recipe(data="colored_mnist"))
+    (10.0, 50.0)
+    """
+    return 10.0 if recipe.data.startswith("full_") else 50.0
+
+
+def _kind(recipe: Recipe) -> str:
+    """All of a resolved recipe but its seed; and but the digest of its files, which only the run knows."""
+    plain = replace(recipe, seed=0).to_json()
+    plain.pop("data_digest", None)
+    return canonical(plain)

@@ -1,0 +1,277 @@
+"""Pages made from a store alone: the right numbers, marked as what they are, and nothing unescaped."""
+
+import csv
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import t
+
+from html_pages import parsed
+from sparseirm import Recipe
+from sparseirm.core import SettingError
+from sparseirm.evaluation.metrics import Score
+from sparseirm.experiments.claims import claims
+from sparseirm.experiments.deviations import read, unexplained
+from sparseirm.experiments.grids import GRIDS, Cell
+from sparseirm.experiments.report import found, report
+from sparseirm.experiments.store import Store
+from sparseirm.experiments.study import Finding, Study, collapsed, difference, sheets
+from sparseirm.experiments.summary import COLUMNS
+from sparseirm.runs import Point, Result
+
+HOSTILE = "<script>alert('x')</script> | **bold** [x](javascript:1)"
+
+
+def cell_of(method: str, penalty: str = "", data: str = "colored_mnist", width: int = 390) -> Cell:
+    """A cell of Table 8."""
+    (cell,) = [
+        c
+        for c in GRIDS["table8"].cells
+        if (c.method, c.penalty, c.data, c.width) == (method, penalty, data, width)
+    ]
+    return cell
+
+
+def score(accuracy: float) -> Score:
+    each = {"train 0.9": accuracy, "train 0.8": accuracy}
+    return Score(accuracy, each, 0.5, each)
+
+
+def result_of(recipe: Recipe, test: float, train: float = 72.0, seed: int = 0) -> Result:
+    """A finished run, whose best test accuracy (5 more) was in the middle and whose val was best at first."""
+    recipe = replace(recipe, seed=seed).resolved()
+    budget = 1000 if recipe.sparsifier is None else 100
+    steps = ((100, train + 10, 90.0, test - 30), (200, train, 80.0, test + 5), (300, train, 70.0, test))
+    trajectory = [
+        Point(step, 0.5, 0.1, budget / 1000, None, {"train": score(a), "val": score(v), "test": score(w)})
+        for step, a, v, w in steps
+    ]
+    return Result(recipe, trajectory, 1000, budget, budget, 60.0, {"device": "a machine", "threads": 1})
+
+
+def runs_of(cell: Cell, tests: Sequence[float], train: float = 72.0, settings: str = "ours") -> list[Result]:
+    return [result_of(cell.recipe(settings), test, train, seed) for seed, test in enumerate(tests)]
+
+
+def finding_of(cell: Cell, tests: Sequence[float], train: float = 72.0) -> Finding:
+    return Study(runs_of(cell, tests, train)).finding(cell)
+
+
+SPARSE, DENSE, ORACLE = cell_of("SparseIRM", "rex"), cell_of("IRM", "rex"), cell_of("Oracle")
+RESULTS = [
+    *runs_of(SPARSE, (68.0, 70.0, 72.0)),
+    *runs_of(DENSE, (50.0, 51.0, 55.0)),
+    *runs_of(ORACLE, (70.0,), train=93.0),
+    *runs_of(SPARSE, (69.6,), train=52.0, settings="released"),
+]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    store = Store(tmp_path / "store")
+    for result in RESULTS:
+        store.put(result)
+    return store
+
+
+# The numbers.
+
+
+def test_summary_has_its_columns_and_one_line_per_cell_settings_and_rule(
+    store: Store, tmp_path: Path
+) -> None:
+    report(store.root, tmp_path / "out")
+    text = (tmp_path / "out" / "summary.csv").read_text()
+    assert text.splitlines()[0] == (
+        "dataset,n_train,model,width,method,penalty,settings,rule,seeds,mean,ci_low,ci_high,train_mean,paper"
+    )
+    lines = list(csv.DictReader(text.splitlines()))
+    assert len(lines) == 4 * 3 and {line["rule"] for line in lines} == {"last", "train_val", "oracle"}
+    by_rule = {
+        line["rule"]: line for line in lines if (line["method"], line["settings"]) == ("SparseIRM", "ours")
+    }
+    low, high = t.interval(0.95, 2, loc=70.0, scale=np.std([68, 70, 72], ddof=1) / np.sqrt(3))
+    last = by_rule["last"]
+    assert [last[name] for name in COLUMNS[:9]] == [
+        *("colored_mnist", "20000", "mlp", "390", "SparseIRM", "rex", "ours", "last", "3")
+    ]
+    assert (float(last["mean"]), float(last["train_mean"]), float(last["paper"])) == (70.0, 72.0, 69.71)
+    assert (float(last["ci_low"]), float(last["ci_high"])) == pytest.approx((low, high), abs=0.005)
+    assert float(by_rule["oracle"]["mean"]) == 75.0 and float(by_rule["train_val"]["mean"]) == 40.0
+    assert float(by_rule["train_val"]["train_mean"]) == 82.0
+    (single,) = [line for line in lines if line["method"] == "Oracle" and line["rule"] == "last"]
+    assert single["seeds"] == "1" and single["ci_low"] == single["ci_high"] == "" and single["penalty"] == ""
+
+
+@pytest.mark.parametrize(
+    ("tests", "train", "verdict"),
+    [
+        ((69.0, 70.0, 70.5), 72.0, ("good", "within")),
+        ((80.0, 80.1, 80.2), 72.0, ("good", "above")),
+        ((60.0, 60.1, 60.2), 72.0, ("bad", "below")),
+        ((65.0,), 72.0, ("", "-4.7, one seed")),
+        ((80.0, 80.1, 80.2), 52.0, ("odd", "collapsed")),
+        ((80.0,), 52.0, ("odd", "collapsed")),
+        ((), 0.0, ("", "not run")),
+    ],
+)
+def test_a_verdict_says_where_the_papers_number_lies(
+    tests: tuple[float, ...], train: float, verdict: tuple[str, str]
+) -> None:
+    assert SPARSE.test == 69.71
+    assert finding_of(SPARSE, tests, train).verdict == verdict
+
+
+def test_cells_with_some_collapsed_runs_say_so() -> None:
+    runs = runs_of(SPARSE, (69.0, 70.0, 70.5))
+    lost = [result_of(SPARSE.recipe(), 80.0, 51.0, seed) for seed in (2, 3, 4)]
+    assert Study([*runs[:2], lost[0]]).finding(SPARSE).verdict[1].endswith(", 1 of 3 collapsed")
+    assert Study([*runs[:1], *lost[:2]]).finding(SPARSE).verdict == ("odd", "2 of 3 collapsed")
+
+
+@pytest.mark.parametrize(
+    ("data", "train", "lost"),
+    [
+        ("colored_mnist", 54.9, True),
+        ("colored_mnist", 55.1, False),
+        ("colored_mnist", 10.0, True),
+        ("full_colored_mnist", 23.9, True),
+        ("full_colored_mnist", 24.1, False),
+    ],
+)
+def test_collapsed_is_a_fifth_of_the_way_from_chance_to_the_invariant_predictor(
+    data: str, train: float, lost: bool
+) -> None:
+    assert collapsed(result_of(Recipe(data=data, method="erm"), 70.0, train)) == lost
+
+
+def test_differences_are_taken_on_shared_seeds_only() -> None:
+    one, other = finding_of(SPARSE, (68.0, 70.0, 72.0)), finding_of(DENSE, (50.0, 51.0))
+    gap = difference(one, other)
+    assert gap is not None and gap.values == (18.0, 19.0)
+    assert difference(one, Finding(DENSE, "ours")) is None
+
+
+def test_claims_count_cells_and_a_collapsed_cell_reaches_nothing() -> None:
+    oracle, wide = cell_of("Oracle", width=640), cell_of("SparseIRM", "rex", width=640)
+    full = cell_of("SparseIRM", "rex", data="full_colored_mnist")
+    results = [
+        *RESULTS,
+        *runs_of(wide, (68.0, 68.1)),
+        *runs_of(oracle, (71.0, 71.0)),
+        *runs_of(full, (99.0,), train=12.0),
+    ]
+    made = claims(found(Study(results)))
+    assert [claim.cells for claim in made] == [24, 24, 4] * 2
+    paper, dense, near = made[3:]
+    assert (paper.reached, paper.sure, paper.tested) == (1, 0, 3)  # 70.0 against 69.71; 68.05 against 70.45
+    assert (dense.reached, dense.sure, dense.tested) == (1, 1, 1)
+    assert (near.reached, near.sure, near.tested) == (1, 0, 1)  # 2.95 below
+    assert all(claim.reached == claim.tested == 0 for claim in made[:3])
+
+
+def test_the_study_keeps_settings_precisions_and_other_recipes_apart() -> None:
+    other = replace(SPARSE.recipe(), correlations=(0.9, 0.7, 0.1))
+    exact = replace(SPARSE.recipe(), precision="fp32")
+    results = [*RESULTS, result_of(other, 1.0, seed=5), result_of(exact, 2.0, seed=6)]
+    study = Study(results)
+    findings = found(study)
+    assert [*study.finding(SPARSE).results] == [0, 1, 2]
+    assert {f.settings for f in findings if f.cell == SPARSE} == {"ours", "released"}
+    assert [len(group) for group in study.others(findings)] == [1, 1]
+    assert [*Study(results, "fp32").finding(SPARSE).results] == [6]
+    assert study.get(replace(SPARSE.recipe(), seed=1)) == RESULTS[1]
+    (sheet,) = [s for s in sheets(findings) if s.title == "ColoredMNIST, 20,000 samples"]
+    assert (
+        sheet.widths == (64, 160, 256, 390, 512, 640) and "SparseIRM (rex), released settings" in sheet.rows
+    )
+
+
+# What deviates.
+
+
+def test_deviations_speak_about_the_cells_they_name(tmp_path: Path) -> None:
+    (tmp_path / "a.md").write_text("title: T\ncells: */IRM/rex/* */Oracle/-/ours\n\nOne\nline.\n\nTwo.\n")
+    (text,) = read(tmp_path)
+    assert text.paragraphs == ("One line.", "Two.")
+    dense, oracle, sparse = (finding_of(c, (1.0, 1.1)) for c in (DENSE, ORACLE, SPARSE))
+    assert [text.about(f) for f in (dense, oracle, sparse)] == [True, True, False]
+    assert unexplained([dense, oracle, sparse], [text]) == [sparse]
+    assert unexplained([finding_of(SPARSE, (69.0, 70.0, 70.5))], []) == []
+
+
+def test_a_deviation_without_its_head_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.md").write_text("Just text.\n")
+    with pytest.raises(SettingError, match="must begin with the lines"):
+        read(tmp_path)
+
+
+def test_the_committed_deviations_speak_about_cells_there_are() -> None:
+    root = Path(__file__).parents[1] / "results"
+    findings = found(Study(Store(root).all()))
+    for text in read(root / "deviations"):
+        for pattern in text.cells:
+            assert any(replace(text, cells=(pattern,)).about(f) for f in findings), (text.title, pattern)
+
+
+# The pages.
+
+
+def test_the_page_stands_alone_and_shows_train_and_test_together(store: Store, tmp_path: Path) -> None:
+    page = report(store.root, tmp_path / "out").read_bytes()
+    shown = parsed(page)
+    assert not {"script", "link", "img"} & set(shown.seen) and "svg" in shown.seen
+    words = " ".join(shown.text.split())
+    assert "70.0 ± 5.0 train 72.0 paper 69.7 within 3 seeds" in words
+    assert "69.6 train 52.0 paper 69.7 collapsed" in words
+    assert "upper bound, not a result" in words and "needs three or more training environments" in words
+    assert "+18.0 ± 2.5" in words  # 18, 19, 17: the paired interval
+    assert "not available" in words or not any(c.missing for g in GRIDS.values() for c in g.cells)
+
+
+def test_the_markdown_page_has_its_figures(store: Store, tmp_path: Path) -> None:
+    report(store.root, tmp_path / "out")
+    page = (tmp_path / "out" / "report.md").read_text()
+    figures = re.findall(r"!\[[^]]+\]\(([^)]+)\)", page)
+    assert figures and all((tmp_path / "out" / figure).exists() for figure in figures)
+    assert "**70.0 ± 5.0**<br>" in page
+    for table in re.findall(r"(?:^\|.*\n)+", page, re.MULTILINE):
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
+
+
+def test_what_comes_from_a_store_is_escaped(store: Store, tmp_path: Path) -> None:
+    strange = replace(RESULTS[0], recipe=replace(RESULTS[0].recipe, data=HOSTILE, method=HOSTILE))
+    strange = replace(strange, environment={"device": HOSTILE, "threads": 1})
+    (store.root / "deviations").mkdir()
+    (store.root / "deviations" / "a.md").write_text(f"title: {HOSTILE}\ncells: *\n\n{HOSTILE}\n")
+    store.fail(Recipe(width=5), HOSTILE)
+    with pytest.MonkeyPatch.context() as patch:  # such a recipe has no key, and can only come from outside
+        patch.setattr(Store, "all", lambda self: [*RESULTS, strange])
+        page = report(store.root, tmp_path / "out")
+    shown = parsed(page.read_bytes())
+    assert "script" not in shown.seen and shown.text.count("<script>alert") >= 5
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "<script" not in text and "**bold**" not in text and "[x](" not in text
+
+
+def test_failures_and_outdated_results_are_told(store: Store, tmp_path: Path) -> None:
+    store.fail(Recipe(width=5, seed=3), "NonFiniteError: the risk became nan in step 3.")
+    store.put(replace(result_of(SPARSE.recipe(), 1.0, seed=9), version=0))
+    words = " ".join(parsed(report(store.root, tmp_path / "out").read_bytes()).text.split())
+    assert "colored_digits, width 5, seed 3: NonFiniteError: the risk became nan" in words
+    assert "1 of another version count as missing" in words
+
+
+def test_the_same_store_gives_the_same_bytes(store: Store, tmp_path: Path) -> None:
+    pages = [report(store.root, tmp_path / name).read_bytes() for name in ("one", "two")]
+    assert pages[0] == pages[1]
+
+
+def test_an_empty_store_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="holds no results; run `sparseirm reproduce"):
+        report(tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

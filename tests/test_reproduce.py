@@ -1,0 +1,132 @@
+"""Tables and figures of the paper as one command: what is missing, what is run, what is shown."""
+
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+
+import sparseirm.experiments.reproduce as module
+from sparseirm.cli import main
+from sparseirm.core import SettingError
+from sparseirm.experiments.grids import COMPUTED_ELSEWHERE, GRIDS, Cell, Grid
+from sparseirm.experiments.reproduce import What, reproduce, seconds
+from sparseirm.experiments.store import Store
+from sparseirm.methods import SETTINGS
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> list[Cell]:
+    """Table 8 of four cells on the digits, of which one cannot be run, in threads of this process."""
+    cells = [
+        Cell("colored_digits", 1200, "mlp", width, method, penalty, test=50.0)
+        for width, method, penalty in ((3, "ERM", ""), (3, "IRM", "rex"), (5, "ERM", ""), (3, "Magic", "rex"))
+    ]
+    monkeypatch.setattr(Grid, "cells", property(lambda self: cells))
+    for settings in SETTINGS.values():
+        monkeypatch.setitem(settings, "steps", 4)
+    monkeypatch.setattr(module, "connect", lambda *given: nullcontext(ThreadPoolExecutor(1)))
+    return cells
+
+
+def test_every_table_and_figure_has_a_name() -> None:
+    assert set(What.__args__) == {*GRIDS, *COMPUTED_ELSEWHERE}  # type: ignore[attr-defined]
+
+
+def test_what_is_missing_is_run_once_and_shown_beside_the_paper(
+    tiny: list[Cell], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    findings = reproduce("table8", seeds=(0, 1), settings=("ours", "paper"), store=tmp_path)
+    assert [len(f.results) for f in findings] == [2, 2, 2, 0] * 2
+    runs = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").iterdir()}
+    assert len(runs) == 12
+    shown = capsys.readouterr().out
+    assert "1 of 4 cells are not available: no method is named 'magic'" in shown
+    assert "paper 50.0" in shown and "not available" in shown and "IRM (rex), paper" in shown
+    reproduce("table8", seeds=(0, 1), settings=("ours", "paper"), store=tmp_path)
+    assert runs == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").iterdir()}
+
+
+def test_a_dry_run_says_what_is_missing_and_writes_nothing(
+    tiny: list[Cell], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reproduce("table8", dry_run=True, store=tmp_path / "new")
+    shown = capsys.readouterr().out
+    assert "3 runs: 0 done, 3 missing" in shown and "Together: unknown time" in shown
+    assert not (tmp_path / "new").exists()
+    reproduce("table8", widths=(3,), methods=("erm",), store=tmp_path / "new")
+    before = sorted((tmp_path / "new").rglob("*"))
+    capsys.readouterr()
+    reproduce("table8", dry_run=True, store=tmp_path / "new")
+    shown = capsys.readouterr().out
+    assert "3 runs: 1 done, 2 missing" in shown and "unknown" not in shown and "of computing" in shown
+    assert sorted((tmp_path / "new").rglob("*")) == before
+
+
+def test_a_failure_is_told_after_the_table_and_tried_again(
+    tiny: list[Cell], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny[0] = Cell("colored_mnist", 10, "mlp", 3, "ERM", "", test=50.0)
+    with pytest.raises(SettingError, match="1 of 3 runs failed; the reasons are in"):
+        reproduce("table8", data_root=str(tmp_path / "nowhere"), store=tmp_path / "new")
+    assert len(Store(tmp_path / "new").all()) == 2
+    capsys.readouterr()
+    reproduce("table8", dry_run=True, store=tmp_path / "new")
+    assert "failed before, and will be tried again: SettingError" in capsys.readouterr().out
+
+
+def test_a_time_budget_ends_a_sweep_without_failures(
+    tiny: list[Cell], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reproduce("table8", time_budget="0s", store=tmp_path)
+    assert not (tmp_path / "runs").exists() and not (tmp_path / "failed").exists()
+    assert capsys.readouterr().err.count("not started: the time budget is used up") == 3
+
+
+@pytest.mark.parametrize("words", ["", "150", "h", "1h 30m", "-5m", "1d"])
+def test_a_time_that_is_none_is_refused(words: str) -> None:
+    with pytest.raises(SettingError, match="must be a time such as 150m"):
+        seconds(words)
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (["table9"], "table9"),
+        (["table8", "--widths", "100"], "no width in table8 is named '100'"),
+        (["table8", "--methods", "sparseirn"], "Did you mean 'sparseirm'?"),
+        (["table8", "--settings", "mine"], "no settings is named 'mine'"),
+        (["table8", "--seeds", "0", "0"], "`seeds` must name each one once"),
+        (["table8", "--time-budget", "soon"], "`time_budget` must be a time such as 150m"),
+        (["table8", "--executor", "cloud"], "no executor is named 'cloud'"),
+        (["table8", "--precision", "fp8"], "no precision is named 'fp8'"),
+        (["table4"], "table4 is computed by another command: sparseirm ablation"),
+        (["theorem1", "--seeds", "1"], "`seeds` has no effect on theorem1"),
+    ],
+)
+def test_what_cannot_be_reproduced_is_refused_in_one_line(
+    flags: list[str],
+    line: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["reproduce", *flags]) == 2
+    error = capsys.readouterr().err
+    assert line in error and error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_theorem_is_computed_by_its_own_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    called = []
+    monkeypatch.setattr(module, "theory", lambda: called.append(True))
+    assert reproduce("theorem1") == [] and called == [True]
+
+
+def test_the_committed_runs_are_found(capsys: pytest.CaptureFixture[str]) -> None:
+    reproduce("table8", widths=(390,), methods=("erm", "sparseirm"), dry_run=True, store=ROOT / "results")
+    shown = capsys.readouterr().out
+    assert "6 runs: 3 done, 3 missing" in shown
