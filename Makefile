@@ -31,9 +31,11 @@ docs: $(READY)                ## the documentation as a website in site/
 package: $(READY)             ## source archive and wheel in dist/
 	$(BIN)/python -m hatchling build
 
-mutants: $(READY)             ## how many changes of the mathematics no test notices; a quarter of an hour
+mutants: $(READY)             ## how many changes of the mathematics no test notices; ten minutes
 	$(BIN)/pip install --quiet "mutmut>=3.8"
 	OMP_NUM_THREADS=1 $(BIN)/mutmut run --max-children 1
+	$(BIN)/mutmut export-cicd-stats
+	cp mutants/mutmut-cicd-stats.json results/mutants/stats.json
 	$(BIN)/mutmut results
 
 audit: $(READY)               ## known vulnerabilities of what is installed; asks PyPI

@@ -1,5 +1,6 @@
 """What the documentation says is run, and its numbers come from the committed results."""
 
+import json
 import re
 import shlex
 from dataclasses import replace
@@ -58,6 +59,15 @@ def test_links_between_pages_lead_somewhere() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_tables_are_those_of_the_committed_results(page: Path) -> None:
     assert filled(page.read_text(), ROOT) == page.read_text(), "run `make tables`"
+
+
+def test_the_mutation_score_is_that_of_the_last_run() -> None:
+    counts = json.loads((ROOT / "results" / "mutants" / "stats.json").read_text())
+    assert (
+        f"{counts['killed']} of {counts['total']} in the last run"
+        in (ROOT / "docs" / "guarantees.md").read_text()
+    )
+    assert counts["killed"] + counts["survived"] == counts["total"]
 
 
 def test_a_table_is_made_of_the_runs_it_names(tmp_path: Path) -> None:
