@@ -181,8 +181,8 @@ class Network:
     def watched(self) -> Iterator[list[Tensor]]:
         """Collect the representation: what the last linear layer is given while the context is open.
 
-        Yields a list that holds one tensor ``(n, h)``, float32, after a forward pass; it stays empty if the
-        module has no linear layer or its input has another number of dimensions.
+        Yields a list that holds one tensor ``(n, h)``, bfloat16 under autocast, after a forward pass; it stays
+        empty if the module has no linear layer or its input has another number of dimensions.
         """
         seen: list[Tensor] = []
         head = next((m for m in reversed(list(self.module.modules())) if isinstance(m, nn.Linear)), None)
@@ -192,7 +192,7 @@ class Network:
 
         def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             if inputs[0].ndim == 2:
-                seen[:] = [inputs[0].float()]
+                seen[:] = [inputs[0]]
 
         handle = head.register_forward_pre_hook(note)
         try:
