@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint tables test-slow docs package mutants audit clean
+.PHONY: demo test lint tables test-slow bench docs package mutants audit clean
 
 demo: $(READY)                ## the main job on bundled data, in under three minutes
 	$(BIN)/sparseirm demo --out out/demo
@@ -24,6 +24,9 @@ tables: $(READY)              ## the documentation's tables and figures from res
 
 test-slow: $(READY)           ## checks that take minutes
 	$(BIN)/pytest -n 2 -m slow
+
+bench: $(READY)               ## how fast it is here, on an idle machine, into results/bench; half an hour
+	$(BIN)/sparseirm bench --curves --out results/bench
 
 docs: $(READY)                ## the documentation as a website in site/
 	$(BIN)/mkdocs build --strict --quiet
