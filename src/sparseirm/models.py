@@ -181,8 +181,8 @@ class Network:
     def watched(self) -> Iterator[list[Tensor]]:
         """Collect the representation: what the last linear layer is given while the context is open.
 
-        Yields a list that holds one tensor ``(n, h)``, bfloat16 under autocast, after a forward pass; it stays
-        empty if the module has no linear layer or its input has another number of dimensions.
+        Yields a list that holds one tensor ``(n, h)``, bfloat16 under autocast, after a forward pass; it
+        stays empty if the module has no linear layer or its input has another number of dimensions.
         """
         seen: list[Tensor] = []
         head = next((m for m in reversed(list(self.module.modules())) if isinstance(m, nn.Linear)), None)

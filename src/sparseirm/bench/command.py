@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from sparseirm.bench.equality import compare, require_equal
 from sparseirm.bench.rows import FULL, GROUPS, QUICK, Group, Part, Size
 from sparseirm.bench.timing import load
 from sparseirm.core import SettingError
+from sparseirm.experiments.benchmarks import sheets
 from sparseirm.experiments.executors import cores
 from sparseirm.files import DamagedFileError, read_json, write_json
 from sparseirm.registry import one_of
@@ -56,9 +57,9 @@ def bench(
 ) -> dict[str, Any]:
     """Measure how fast this package is here, against named alternatives and the machine's own limits.
 
-    First it is checked that training computes the numbers of the released way of computing them. Needs no data,
-    an idle machine, and about a quarter of an hour on two cores. Every group of rows is stored when it is
-    done, so that the same command goes on where it was stopped. Writes ``bench.json``, and with curves
+    First it is checked that training computes the numbers of the released way of computing them. Needs no
+    data, an idle machine, and about a quarter of an hour on two cores. Every group of rows is stored when it
+    is done, so that the same command goes on where it was stopped. Writes ``bench.json``, and with curves
     ``curves.svg``.
 
     Example: sparseirm bench --only mask projection
@@ -156,15 +157,16 @@ def summary(
     loads = [part["load"] for part in parts.values() if part["load"] is not None]
     if loads and max(loads) > BUSY:
         notes.append(
-            f"the machine was not idle: its load was {max(loads):.1f} before the first measurement, and figures "
-            "taken then mean little"
+            f"the machine was not idle: its load was {max(loads):.1f} before the first measurement, and what "
+            "was taken then means little"
         )
     return {
         "machine": dict(here),
         "size": asdict(size),
         "gate": dict(gate),
         "groups": {
-            name: {"minutes": round(part["seconds"] / 60, 2), "load": part["load"]} for name, part in parts.items()
+            name: {"minutes": round(part["seconds"] / 60, 2), "load": part["load"]}
+            for name, part in parts.items()
         },
         "rows": [line for part in parts.values() for line in part["rows"]],
         "checks": [check for part in parts.values() for check in part["checks"]],
@@ -179,37 +181,12 @@ def summary(
 
 def _show(report: Mapping[str, Any], out: Path) -> None:
     console = Console(width=140)
-    console.print(_table(("what", "ratio", "ours, s", "reference, s", "reference"), report["rows"], _row_cells))
-    if report["checks"]:
-        console.print(_table(("measured", "value", "at most", ""), report["checks"], _check_cells))
-    if report["curves"]:
-        heads = ("growth with", "time ~", "memory ~", "at most", "")
-        console.print(_table(heads, list(report["curves"].values()), _curve_cells))
-    console.print(*(f"note: {note}." for note in report["notes"]), sep="\n", highlight=False)
+    for name, (heads, lines) in sheets(report).items():
+        if lines and name != "machine":
+            shown = Table(*heads)
+            for line in lines:
+                shown.add_row(*line)
+            console.print(shown)
+    for note in report["notes"]:
+        console.print(f"note: {note}.", highlight=False)
     console.print(f"written to {out / BENCH}", highlight=False)
-
-
-def _table(
-    heads: tuple[str, ...], lines: list[dict[str, Any]], cells: Callable[[dict[str, Any]], tuple[str, ...]]
-) -> Table:
-    shown = Table()
-    for head in heads:
-        shown.add_column(head)
-    for line in lines:
-        shown.add_row(*cells(line))
-    return shown
-
-
-def _row_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
-    ratio = f"{row['ratio']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
-    return row["name"], ratio, f"{row['ours_s']:.3g}", f"{row['reference_s']:.3g}", row["reference"]
-
-
-def _check_cells(check: Mapping[str, Any]) -> tuple[str, ...]:
-    verdict = "holds" if check["holds"] else "MISSED"
-    return check["name"], f"{check['value']:.3g}", f"{check['most']:.3g}", verdict
-
-
-def _curve_cells(curve: Mapping[str, Any]) -> tuple[str, ...]:
-    powers = (f"size^{curve[name]:.2f}" for name in ("time_exponent", "memory_exponent"))
-    return curve["name"], *powers, f"size^{curve['most']:.2f}", "holds" if curve["holds"] else "MISSED"

@@ -79,7 +79,10 @@ MNIST = (2, 14, 14)
 
 CURVES = {
     "width": Curve(
-        "hidden units", (64, 128, 256, 512, 1024, 2048, 4096), lambda w: Task(2048, MNIST, width=w), 2 * LINEAR
+        "hidden units",
+        (64, 128, 256, 512, 1024, 2048, 4096),
+        lambda w: Task(2048, MNIST, width=w),
+        2 * LINEAR,
     ),
     "samples": Curve(
         "samples",

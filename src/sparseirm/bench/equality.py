@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,8 +10,6 @@ from torch import Tensor
 from sparseirm.bench.released import Rates, Reference
 from sparseirm.bench.workloads import Fed, Ours, layers, perceptron, samples
 from sparseirm.core import SettingError
-from sparseirm.data.environments import Batch
-from sparseirm.losses import BINARY
 from sparseirm.models import build, network
 from sparseirm.penalties import irmv1
 from sparseirm.randomness import generator
@@ -25,7 +23,7 @@ TOLERANCE = 1e-5
 STEPS = 20
 
 EPS = 1e-4
-"""Adam's epsilon of both. With a tiny one, Adam turns the rounding error of a gradient near zero into a step."""
+"""Adam's epsilon of both. With a tiny one it turns the rounding error of a gradient near zero into a step."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +100,9 @@ def compare(n: int = 512, width: int = 64, steps: int = STEPS) -> Gate:
     )
     run = Ours(batch, net, sparsifier, irmv1, plan)
     reference = Reference(layers(run), rates=rates)
-    probabilities = torch.rand(d, generator=noise) * 0.6 + 0.3  # inside: at 1 bisection differs, see `released`
+    probabilities = (
+        torch.rand(d, generator=noise) * 0.6 + 0.3
+    )  # inside: at 1 bisection differs, see `released`
     run.state.memory.learned["probabilities"].data.copy_(probabilities)
     for own, given in zip(reference.scores, net.layout.split(probabilities).values(), strict=True):
         own.data.copy_(given)

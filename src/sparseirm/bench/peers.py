@@ -28,8 +28,8 @@ from sparseirm.training.loop import train
 from sparseirm.training.state import Plan, start
 
 DOMAINLAB = "domainlab==0.7.1"
-"""The version compared with. It asks for PyTorch 1, so it is installed without what it asks for; its trainer of
-IRM needs nothing else."""
+"""The version compared with. It asks for PyTorch 1, so it is installed without what it asks for; its trainer
+of IRM needs nothing else."""
 
 WEIGHT = 10.0
 """Weight of the penalty."""

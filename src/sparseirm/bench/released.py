@@ -1,11 +1,11 @@
 """The paper's released code, rewritten for the CPU to do the same work the same way: the reference to beat.
 
-Read in https://github.com/x-zho14/SparseIRM (``trainers/default.py``, ``utils/conv_type.py``,
-``utils/net_utils.py``); written anew. Kept on purpose, because they are what is being compared: gates layer by
-layer from two uniform draws each and plain autograd, IRMv1's slope by differentiating twice, a projection by
-bisection that asks for its value after every halving, Adam without fusion, one number after the other asked for,
-and after every epoch two passes over all samples under the same drawn mask. Left out in its favour: its progress
-bars, prints, histograms for TensorBoard and correlations.
+Read in https://github.com/x-zho14/SparseIRM (``trainers/default.py``, ``utils/conv_type.py`` and
+``utils/net_utils.py``), written anew. Kept on purpose, because they are what is being compared: gates layer
+by layer from two uniform draws each and plain autograd, IRMv1's slope by differentiating twice, a projection
+by bisection that asks for its value after every halving, Adam without fusion, and after every epoch two
+passes over all samples under the same drawn mask. Left out in its favour: its progress bars, prints,
+histograms for TensorBoard and correlations.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class Reference:
             norm += parameter.norm().pow(2)
         loss = risk + rates.l2 * norm + rates.penalty_weight * penalty
         shown = loss.item(), risk.item(), penalty.item(), hits.item()
-        loss.backward()
+        torch.autograd.backward(loss)
         if learn_scores:
             self.scores_step.step()
         self.weights_step.step()

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import median
 
 import torch
@@ -137,7 +138,7 @@ def products(n: int, sizes: tuple[int, ...]) -> list[tuple[Tensor, Tensor]]:
         Pairs of matrices, as they lie in memory in a step.
     """
     pairs = []
-    for depth, (inner, outer) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for depth, (inner, outer) in enumerate(pairwise(sizes)):
         x, w, g = torch.randn(n, inner), torch.randn(outer, inner), torch.randn(n, outer)
         pairs += [(x, w.t()), (g.t(), x)] + ([(g, w)] if depth else [])
     return pairs
