@@ -70,7 +70,7 @@ def width_of(weights: int) -> int:
     """The width at which a perceptron on ColoredMNIST has about that many weights.
 
     >>> of_width(width_of(1_000_000))
-    1000714
+    1000768
     """
     return round((-393 + math.sqrt(393**2 + 4 * weights)) / 2)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -46,8 +47,9 @@ class Gate:
 
     @property
     def worst(self) -> float:
-        """The largest of them."""
-        return max(self.risk, self.penalty, self.weights, self.probabilities)
+        """The largest of them; infinite if one is not a number."""
+        found = (self.risk, self.penalty, self.weights, self.probabilities)
+        return math.inf if any(math.isnan(value) for value in found) else max(found)
 
 
 def paired_draws(u: Tensor, noise: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -149,7 +151,7 @@ def require_equal(gate: Gate) -> None:
     Raises:
         SettingError: if a difference exceeds `TOLERANCE`.
     """
-    if not gate.worst <= TOLERANCE:
+    if gate.worst > TOLERANCE:
         raise SettingError(
             f"nothing is timed, because training here does not compute what the released way computes: after "
             f"{gate.steps} steps they differ by {gate.worst:.1e}, and at most {TOLERANCE:g} is rounding."
