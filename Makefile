@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint tables test-slow lowest docs package mutants audit clean
+.PHONY: demo test lint tables test-slow lowest bench docs package mutants audit clean
 
 demo: $(READY)                ## the main job on bundled data, in under three minutes
 	$(BIN)/sparseirm demo --out out/demo
@@ -30,6 +30,9 @@ lowest: $(READY)              ## the tests with the lowest versions that pyproje
 	$(BIN)/uv venv --quiet --clear $(VENV)/lowest
 	VIRTUAL_ENV=$(VENV)/lowest $(BIN)/uv pip install --quiet --resolution lowest-direct --editable ".[dev]"
 	$(VENV)/lowest/bin/pytest -n 2 -m "not slow" -W default
+
+bench: $(READY)               ## how fast it is here, on an idle machine, into results/bench; half an hour
+	$(BIN)/sparseirm bench --curves --out results/bench
 
 docs: $(READY)                ## the documentation as a website in site/
 	$(BIN)/mkdocs build --strict --quiet

@@ -151,7 +151,9 @@ def test_two_hundred_kills_at_random_moments_change_nothing(whole: Path, tmp_pat
     noise, kills, rounds = random.Random(1), 0, 0
     while kills < 200:
         folder = tmp_path / str(rounds)
-        kills += end(folder, [noise.choice((sometime(noise, folder), while_writing(folder))) for _ in range(20)])
+        kills += end(
+            folder, [noise.choice((sometime(noise, folder), while_writing(folder))) for _ in range(20)]
+        )
         assert_same_run(folder, whole)
         rounds += 1
         assert rounds < 60

@@ -251,6 +251,19 @@ def test_penalties_on_gradients_and_features_work_with_a_resnet18(
     assert gradient.isfinite().all() and gradient.count_nonzero() > 0
 
 
+@pytest.mark.parametrize("name", ["fishr", "coral", "ib_irm", "irmv1"])
+def test_a_representation_in_bfloat16_is_read_in_float32(
+    name: str, resnet_step: Callable[[], Outputs]
+) -> None:
+    out = resnet_step()
+    assert out.features is not None
+    coarse = replace(out, features=out.features.bfloat16())
+    value, expected = (
+        make(name)(o) for o in (coarse, replace(out, features=out.features.bfloat16().float()))
+    )
+    assert value.dtype == torch.float32 and torch.equal(value, expected)
+
+
 @pytest.mark.parametrize("name", ["fishr", "coral", "ib_irm"])
 def test_penalties_on_features_refuse_a_network_without_a_linear_head(name: str) -> None:
     with pytest.raises(

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from sparseirm.bench.command import bench
 from sparseirm.core import NonFiniteError, SettingError
 from sparseirm.deploy import export
 from sparseirm.doctor import doctor
@@ -224,6 +225,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "reproduce": reproduce,
     "report": report,
     "ablation": ablation,
+    "bench": bench,
 }
 
 

@@ -190,8 +190,8 @@ class Network:
     def watched(self) -> Iterator[list[Tensor]]:
         """Collect the representation: what the last linear layer is given while the context is open.
 
-        Yields a list that holds one tensor ``(n, h)``, float32, after a forward pass; it stays empty if the
-        module has no linear layer or its input has another number of dimensions.
+        Yields a list that holds one tensor ``(n, h)``, bfloat16 under autocast, after a forward pass; it
+        stays empty if the module has no linear layer or its input has another number of dimensions.
         """
         seen: list[Tensor] = []
         if self.head is None:
@@ -200,7 +200,7 @@ class Network:
 
         def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             if inputs[0].ndim == 2:
-                seen[:] = [inputs[0].float()]
+                seen[:] = [inputs[0]]
 
         handle = self.module.get_submodule(self.head).register_forward_pre_hook(note)
         try:

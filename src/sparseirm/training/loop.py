@@ -142,7 +142,7 @@ def descend(state: State, risk: Tensor, penalty: Tensor, price: Tensor | float, 
         NonFiniteError: if risk or penalty are NaN or infinite; nothing is changed then.
     """
     quantities = {"risk": risk, "penalty": penalty, "price": torch.as_tensor(price)}
-    bad = finite(**quantities)
+    bad = None if torch.isfinite(risk + penalty + price) else finite(**quantities)
     if bad:
         raise NonFiniteError(
             f"the {bad} became {quantities[bad].item()} in step {state.step + 1}. "
