@@ -13,7 +13,7 @@ EFFECTS = [f"effect{at}" for at in range(SEM.d_s)]
 
 
 def sem_table(sem: LinearSEM = SEM, n: int = 300, seed: int = 0, classes: bool = False) -> pd.DataFrame:
-    """Rows of the linear model: environments ``a``, ``b``, ... and ``turned``, where effects turn their sign."""
+    """Rows of the linear model: environments ``a``, ``b`` ..., and ``turned``, where effects are reversed."""
     train = sem.draw([n] * sem.n_envs, seed)
     test = sem.draw([n], seed, "test", sem.alpha[:1], direction=-1.0)
     names = [f"cause{at}" for at in range(sem.d_inv)]

@@ -147,7 +147,7 @@ def _same_names(path: Path) -> None:
 
 FILES: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "no file": ("missing.csv", lambda path: None, "there is no file"),
-    "folder": ("folder.csv", _folder, "is a folder"),
+    "folder": ("folder.csv", _folder, "holds images, not a table"),
     "spreadsheet": ("table.xlsx", lambda path: path.write_bytes(b"PK\3\4"), "save it as CSV or Parquet"),
     "pickle": ("table.pkl", lambda path: path.write_bytes(b"\x80\4."), "save it as CSV or Parquet"),
     "damaged Parquet": (

@@ -215,7 +215,7 @@ def test_what_is_no_saved_estimator_is_refused(tmp_path: Path) -> None:
         {"encoding": {"columns": [{"name": "a", "kind": "number"}], "scaling": []}},
     ):
         write_json(tmp_path / "estimator.json", payload | change)
-        with pytest.raises(SettingError, match=r"Pipeline|no estimator of this version"):
+        with pytest.raises(SettingError, match=r"no estimator of this version"):
             load(tmp_path)
     (tmp_path / "estimator.json").write_text("{}")
     with pytest.raises(SettingError, match="damaged"):
@@ -280,7 +280,6 @@ def test_parameters_without_sense_are_refused(parameters: dict[str, Any], says: 
         ({"sample_weight": -np.ones(12)}, "`sample_weight` must be 0 or more"),
         ({"y": np.zeros(12)}, "at least 2 classes"),
         ({"X": pd.DataFrame([[1, 2, 3]] * 12, columns=["a", "b", "a"])}, "'a' 2 times"),
-        ({"X": pd.DataFrame([[1, 2, 3]] * 12, columns=[0, 1, 0])}, "more than one column named '0'"),
         ({"X": np.where(np.eye(12, 3) == 1, np.inf, X)}, "inf"),
         ({"X": pd.DataFrame({"a": [*range(11), "b"]})}, "row 12 has 'b'"),
         ({"X": pd.DataFrame({"a": [1] * 12})}, "no column can be used"),

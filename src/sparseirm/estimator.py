@@ -43,7 +43,7 @@ class EnvironmentWarning(UserWarning):
     """A method that compares environments was given only one."""
 
 
-class _SparseIRM(BaseEstimator):
+class _SparseIRM(BaseEstimator):  # type: ignore[misc]
     """What classifier and regressor have in common: everything but the target."""
 
     on_step: Callable[[Record, int], None] | None = None
@@ -408,7 +408,7 @@ class SparseIRMRegressor(RegressorMixin, _SparseIRM):  # type: ignore[misc]
         Returns:
             ``(n,)``, in the unit of the training targets.
         """
-        return cast(NDArray[np.float64], self._logits(X) * self.target_scale_ + self.target_mean_)
+        return self._logits(X) * self.target_scale_ + self.target_mean_
 
     def _codes(self, y: NDArray[Any]) -> NDArray[np.float64]:
         return check_array(y, ensure_2d=False, dtype=np.float64, input_name="y")  # type: ignore[no-any-return]
@@ -521,11 +521,7 @@ def _is_frame(X: Any) -> bool:
 
 
 def _with_text_names(frame: Any) -> Any:
-    names = [str(name) for name in frame.columns]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise SettingError(f"X has more than one column named {twice!r}; rename them.")
-    return frame.set_axis(names, axis=1)
+    return frame.set_axis([str(name) for name in frame.columns], axis=1)
 
 
 def _dense(found: Any) -> NDArray[np.float64]:
@@ -604,7 +600,7 @@ def _class_weights(wanted: Any, classes: NDArray[Any], rows: Rows) -> NDArray[np
         raise SettingError(f"`class_weight` must be a dictionary by label, or 'balanced'; got {wanted!r}.")
     if not (by_class > 0).all():
         raise SettingError(f"`class_weight` must be positive for every label; got {wanted!r}.")
-    return by_class[codes]
+    return cast(NDArray[np.float64], by_class[codes])
 
 
 def _plain(value: Any) -> Any:

@@ -234,7 +234,7 @@ def change_of_relations(x: Floats, y: Floats, env: NDArray[np.int64], classes: S
 def _targets(y: Floats, classes: Sequence[str]) -> Floats:
     """``(n, k)``: the target, one class against the other, or one column per class."""
     if len(classes) > 2:
-        return np.eye(len(classes))[y.astype(int)]
+        return cast(Floats, np.eye(len(classes))[y.astype(int)])
     return y.astype(np.float64)[:, None]
 
 

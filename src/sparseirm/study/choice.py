@@ -3,8 +3,8 @@
 A method is *even* if its risk on fresh rows is the same in every training environment, and its environments
 *agree* if none of them would do noticeably better with a linear correction of its own on the columns the
 method keeps: REx's criterion and the paper's equation 14, on rows the fit did not see. Among the methods that
-are both, the one with the lowest risk on held-out environments is taken, and ERM if it is as good. If there is
-no such method, the one with the best worst held-out environment, and ERM if that is as good.
+are both, the one with the lowest risk on held-out environments is taken, and ERM if it is as good. If there
+is no such method, the one with the best worst held-out environment, and ERM if that is as good.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sparseirm.monitor import Interval
 from sparseirm.study.assessment import Assessment, Candidate, Seen
 
 MOST_UNEVEN = 0.1
-"""Standard deviation of the risks over environments, beyond noise and relative, up to which risks are even."""
+"""Standard deviation of the risks over environments, beyond noise and relative, up to which they are even."""
 
 MOST_DISAGREEMENT = 0.05
 """Share of an environment's error that a correction of its own may remove."""
@@ -64,7 +64,7 @@ class Standing:
         held_out: on environments left out of training; empty with two environments.
         fresh: on rows left out, of environments that were trained on.
         tested: on test environments, for the record; no choice looks at it.
-        uneven: standard deviation of the fresh risks beyond noise, over the smaller of mean risk and mean skill.
+        uneven: standard deviation of the fresh risks beyond noise, over the smaller of mean risk and skill.
         disagreement: the largest over training environments.
         skill: how much lower the fresh risk is than a constant's, mean over environments.
     """
@@ -238,13 +238,13 @@ def _reason(taken: Standing, erm: Standing, even: bool) -> str:
     label = taken.candidate.label
     if taken is erm and even:
         return (
-            "ERM's risk is the same in all training environments, they agree on how to use its columns, and no "
-            "other such method is better on held-out data beyond noise: ERM is as good here."
+            "ERM's risk is the same in all training environments, they agree on how to use its columns, and "
+            "no other such method is better on held-out data beyond noise: ERM is as good here."
         )
     if taken is erm:
         return (
-            "No method has the same risk in all training environments, and none is better than ERM beyond noise "
-            "where it matters: ERM is as good here, and no method can be trusted to be invariant."
+            "No method has the same risk in all training environments, and none is better than ERM beyond "
+            "noise where it matters: ERM is as good here, and no method can be trusted to be invariant."
         )
     if even:
         fault = []
@@ -255,13 +255,14 @@ def _reason(taken: Standing, erm: Standing, even: bool) -> str:
             )
         if erm.disagreement > MOST_DISAGREEMENT:
             fault.append(
-                f"one of them would remove {erm.disagreement:.0%} of its error by using the same columns differently"
+                f"one of them would remove {erm.disagreement:.0%} of its error by using the same columns "
+                "differently"
             )
         if not fault:
             return f"{label} is invariant as far as the rows can tell, and better than ERM on held-out data."
         return (
-            f"ERM is not invariant: {' and '.join(fault)}. {label} is, as far as the rows can tell, and has the "
-            "lowest risk on held-out data of all such methods."
+            f"ERM is not invariant: {' and '.join(fault)}. {label} is, as far as the rows can tell, and has "
+            "the lowest risk on held-out data of all such methods."
         )
     return (
         f"No method has the same risk in all training environments. {label} has the best worst held-out "

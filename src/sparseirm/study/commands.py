@@ -74,7 +74,7 @@ def fit_table(
         method: which method to take; auto applies the rule.
         drop: columns that are no inputs.
         categorical: number columns whose values are names, such as codes.
-        columns: how many columns SparseIRM may keep, each number tried; up to five by default.
+        columns: how many columns gates may keep, each number tried; by default a fifth and half of them.
         seeds: seeds of the comparison; each leaves out other rows.
         steps: optimiser steps of every fit; by default as many as the table's size asks for.
         rows: rows the comparison uses at most; the final model is fitted to all.
@@ -121,9 +121,9 @@ def predict_table(
 ) -> int:
     """Predict the rows of a table with a model that ``sparseirm fit`` wrote.
 
-    Writes a CSV file with a row for each row of the table, in its order: ``prediction``, with the labels of the
-    training table, and for classes ``probability_LABEL``. Columns the model does not use are ignored; values it
-    never saw in training count as others or missing, and are counted.
+    Writes a CSV file with a row for each row of the table, in its order: ``prediction``, with the labels of
+    the training table, and for classes ``probability_LABEL``. Columns the model does not use are ignored;
+    values it never saw in training count as others or missing, and are counted.
 
     Example: sparseirm predict out/relapse new.csv -o predictions.csv
 

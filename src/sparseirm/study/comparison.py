@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import BrokenExecutor, Executor, Future, as_completed
+from concurrent.futures import BrokenExecutor, Future, as_completed
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sparseirm.core import NonFiniteError, SettingError
+from sparseirm.experiments.executors import Handle, Submitter
 from sparseirm.monitor import counted
 from sparseirm.study.assessment import Assessment, Candidate, Sample, assess
 from sparseirm.study.problem import Problem
@@ -123,7 +124,7 @@ def compare_candidates(
     problem: Problem,
     chosen: Sequence[Candidate],
     parts: Sequence[Fold],
-    executor: Executor,
+    executor: Submitter,
     on_done: Callable[[], None] = lambda: None,
 ) -> list[Assessment]:
     """Every candidate on every fold.
@@ -142,17 +143,17 @@ def compare_candidates(
         SettingError: if a fit fails; the message names candidate and reason.
     """
     tests = _sample(problem, problem.testing) if len(problem.testing) else None
-    jobs: list[tuple[Candidate, Future[Assessment]]] = []
+    rows = [(_sample(problem, part.train), _sample(problem, part.fresh)) for part in parts]
+    jobs: list[tuple[Candidate, Handle]] = []
     for candidate in chosen:
-        for part in parts:
-            train, fresh = _sample(problem, part.train), _sample(problem, part.fresh)
+        for part, (train, fresh) in zip(parts, rows, strict=True):
             test = tests if part.kind == "fresh" else None
             arguments = (candidate, bool(problem.classes), part.kind, part.seed, train, fresh, test)
             jobs.append((candidate, executor.submit(assess, *arguments)))
     return gathered(jobs, on_done)
 
 
-def gathered(jobs: Sequence[tuple[Candidate, Future[Any]]], on_done: Callable[[], None]) -> list[Any]:
+def gathered(jobs: Sequence[tuple[Candidate, Handle]], on_done: Callable[[], None]) -> list[Any]:
     """What jobs returned, in their order, once all are done or one has failed.
 
     Args:
@@ -165,21 +166,18 @@ def gathered(jobs: Sequence[tuple[Candidate, Future[Any]]], on_done: Callable[[]
     Raises:
         SettingError: if one fails; the message names candidate and reason.
     """
-    for future in as_completed([job for _, job in jobs]):
-        on_done()
-        if future.exception() is not None:
-            break
-    found = []
-    for candidate, job in jobs:
+    label = {cast("Future[Any]", job): candidate.label for candidate, job in jobs}
+    for job in as_completed(label):
         try:
-            found.append(job.result())
+            job.result()
         except BrokenExecutor:
             raise SettingError(
                 "a process died, perhaps for want of memory; lower `rows` or `workers`."
             ) from None
         except (ValueError, NonFiniteError) as error:
-            raise SettingError(f"{candidate.label} could not be fitted: {error}") from None
-    return found
+            raise SettingError(f"{label[job]} could not be fitted: {error}") from None
+        on_done()
+    return [job.result() for _, job in jobs]
 
 
 def _sample(problem: Problem, rows: NDArray[np.int64]) -> Sample:

@@ -11,7 +11,6 @@ import time
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from sparseirm.data.environments import DataSet
+from sparseirm.experiments.executors import Submitter
 from sparseirm.files import digest
 from sparseirm.monitor import Finding, Trace, before, during
 from sparseirm.runs import Result, run
@@ -68,7 +68,7 @@ def conduct_images(
     images: Images,
     tried: Sequence[Candidate],
     seeds: Sequence[int],
-    executor: Executor,
+    executor: Submitter,
     folder: Path,
     wanted: str = "auto",
     on_fit: Callable[[], None] = lambda: None,

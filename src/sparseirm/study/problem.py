@@ -154,8 +154,8 @@ def _environments(
     small = int(counts.argmin())
     if counts[small] < FEWEST_ROWS:
         raise SettingError(
-            f"environment {found[small]!r} has {counted(counts[small], 'row')}; each needs {FEWEST_ROWS} or more. "
-            f"Merge it with another, or remove its rows."
+            f"environment {found[small]!r} has {counted(counts[small], 'row')}; each needs "
+            f"{FEWEST_ROWS} or more. Merge it with another, or remove its rows."
         )
     names = (*train, *(name for name in found if name in test_env))
     place = {name: at for at, name in enumerate(names)}
@@ -174,8 +174,8 @@ def _target(values: pd.Series, target: str, task: str) -> tuple[NDArray[Any], tu
         if not numeric:
             shown = values.iloc[0]
             raise SettingError(
-                f"`task` regression needs a target of numbers; column {target!r} holds {type(shown).__name__} "
-                f"such as {str(shown)[:40]!r}."
+                f"`task` regression needs a target of numbers; column {target!r} holds "
+                f"{type(shown).__name__} such as {str(shown)[:40]!r}."
             )
         y = as_numbers(target, values)
         if np.ptp(y) == 0:
@@ -223,8 +223,8 @@ def _check_labels(problem: Problem) -> None:
     if problem.classes and len(seen) < len(problem.classes):
         absent = next(label for label in np.unique(problem.y) if label not in seen)
         raise SettingError(
-            f"class {absent} of {problem.target!r} has no row in the training environments; it could never be "
-            "predicted. Remove its rows, or choose another `test_env`."
+            f"class {absent} of {problem.target!r} has no row in the training environments; it could never "
+            "be predicted. Remove its rows, or choose another `test_env`."
         )
 
 

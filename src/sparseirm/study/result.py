@@ -25,8 +25,8 @@ def as_result(study: Study, settings: dict[str, Any], machine: dict[str, Any]) -
 
     Returns:
         Plain data; None stands for numbers that JSON has no words for. Its parts are ``data`` (columns and
-        environments), ``findings``, ``comparison`` (every candidate in every environment, the rule and what it
-        took), ``columns`` (verdicts), ``calibration`` and ``model``.
+        environments), ``findings``, ``comparison`` (every candidate in every environment, the rule and what
+        it took), ``columns`` (verdicts), ``calibration`` and ``model``.
     """
     taken = study.choice.taken.candidate
     payload = {

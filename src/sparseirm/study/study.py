@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass
 
 import numpy as np
 
 from sparseirm.estimator import Estimator
+from sparseirm.experiments.executors import Submitter
 from sparseirm.monitor import Finding, after, before, during
 from sparseirm.study.assessment import Assessment, Candidate
 from sparseirm.study.choice import Choice, Standing, choose, standings
@@ -69,7 +69,7 @@ def conduct(
     problem: Problem,
     tried: Sequence[Candidate],
     parts: Sequence[Fold],
-    executor: Executor,
+    executor: Submitter,
     wanted: str = "auto",
     on_fit: Callable[[], None] = lambda: None,
     on_step: Callable[[Record, int], None] = lambda record, steps: None,
@@ -144,8 +144,8 @@ def afterwards(
         found.append(
             Finding(
                 *("after", "warning", "not checked"),
-                "With two training environments, leaving one out leaves one, and nothing to compare: no method "
-                "could be tried on an environment it had not seen. Scores are those of rows left out.",
+                "With two training environments, leaving one out leaves one, and nothing to compare: no "
+                "method could be tried on an environment it had not seen. Scores are those of rows left out.",
                 "Keep a third environment, even a small one; or treat the result as untested.",
             )
         )
@@ -159,7 +159,8 @@ def afterwards(
                 *("after", "warning", "spurious-looking columns"),
                 f"{', '.join(spurious)}: ERM uses them, but their relation to the target changes between "
                 "environments.",
-                "Ask how these values come about: after the target, or by a site's own habits? Drop them if so.",
+                "Ask how these values come about: after the target, or by a site's own habits? If so, drop "
+                "them.",
             )
         )
     stable = [one.column for one in verdicts if one.verdict == STABLE]

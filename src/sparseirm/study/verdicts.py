@@ -29,13 +29,13 @@ class Verdict:
     Attributes:
         column: its name.
         verdict: ``stable``: kept, used in every environment, and its relation to the target is the same
-            everywhere as far as the rows can tell. ``spurious-looking``: ERM uses it, its relation to the target
-            changes between environments, and the sparse model drops it. ``doubtful``: the evidence is mixed.
-            ``unused``: nobody uses it.
+            everywhere as far as the rows can tell. ``spurious-looking``: ERM uses it, its relation to the
+            target changes between environments, and the sparse model drops it. ``doubtful``: the evidence is
+            mixed. ``unused``: nobody uses it.
         why: the evidence in words.
         kept: share of the sparse model's fits, over seeds and environments left out, that keep it.
         weight: its mean share of the surviving first-layer weight in them.
-        importance: by environment, rise of the sparse model's risk if the column is shuffled, mean over seeds.
+        importance: by environment, rise of the sparse model's risk if it is shuffled, mean over seeds.
         erm_importance: the same of ERM.
         relation_p: Holm-corrected p-value that its relation to the target is the same in all training
             environments.

@@ -48,13 +48,14 @@ class Design:
         penalty_from: fraction of the run before which the penalty has no weight; by default 0 with gates on
             columns, whose choice the penalty may guide, and 1/4 with gates on weights.
         gates: what a sparse method switches off: columns that are found by a ``search`` before training
-            (`sparseirm.table.search`, the default), ``columns`` or single ``weights`` in the course of training.
-        sparsifier: how the mask is found in training; structured_gmp for columns, probmask for weights by default.
+            (`sparseirm.table.search`, the default), ``columns`` or single ``weights`` during training.
+        sparsifier: how the mask is found in training; by default structured_gmp for columns and probmask for
+            weights.
         sparsifier_options: further settings of the sparsifier by name.
         density: fraction of the columns (or weights) KEPT, in (0, 1]. Give this or `budget`.
-        budget: number of columns (or weights) kept; with ``search`` at most so many. By default as many as the
-            search finds best, half the columns, or one weight for ten rows; and all of them if there is only
-            one environment.
+        budget: number of columns (or weights) kept; with ``search`` at most so many. By default as many as
+            the search finds best, half the columns, or one weight for ten rows; and all of them if there is
+            only one environment.
         width: hidden units of each of the two layers; by default a power of two near half the square root of
             the number of rows, from 16 to 128.
         steps: optimiser steps; 400, or 1500 with minibatches, by default.
@@ -215,8 +216,8 @@ class Design:
             for option in ("sparsifier", "sparsifier_options"):
                 if getattr(self, option) is not None:
                     raise SettingError(
-                        f"`{option}` has no effect: the columns are searched before training. Leave it out, or "
-                        "set `gates` to columns or weights."
+                        f"`{option}` has no effect: the columns are searched before training. Leave it out, "
+                        "or set `gates` to columns or weights."
                     )
             return SPARSIFIERS["dense"], {}
         name = self.sparsifier or GATES[self.gate]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,9 @@ CAUTION = 1.0
 
 RIDGE = 1e-3
 """Weight of the squared coefficients, per row; inputs have about unit variance."""
+
+PATIENCE = 10
+"""Columns that are added although none makes things better."""
 
 MOST_ROWS, MOST_INPUTS, MOST_STEPS = 10_000, 256, 64
 """Rows used at most; inputs searched at most, the rest having the weakest relations; columns added one after
@@ -43,9 +46,9 @@ def find_columns(
 
     where ``R`` is the risk of one linear predictor for all rows (with an intercept for each environment) and
     ``R_e`` that of a predictor of environment e alone: the terms ``R(beta, Phi) - R_e(beta_e, Phi)`` of
-    equation 14 of the Sparse IRM paper and REx's difference of the risks in one, on a scale that knows no unit.
+    equation 14 of the Sparse IRM paper and REx's difference of the risks in one, on a scale without a unit.
     ``chance`` is what rows of one kind would show by chance. Columns are added and removed one by one, from
-    none and from all, for as long as it helps; each move is foreseen from gradient and curvature, then fitted.
+    none and from all; what a move brings is foreseen from gradient and curvature, and then fitted.
 
     Args:
         x: ``(n, d)`` inputs of about unit variance.
@@ -157,12 +160,15 @@ class _Search:
 
         The way goes on when a step makes things worse: columns that help only together are found so.
         """
-        state, best = self.state(start), None
+        state, best, since = self.state(start), None, 0
         for _ in range(min(len(known), MOST_STEPS)):
             left = [c for c in known if (c in state.chosen) == bool(start)]
             state = self.changed(state, min(left, key=state.foreseen.__getitem__))
+            since += 1
             if 0 < len(state.chosen) <= most and (best is None or state.objective < best.objective):
-                best = state
+                best, since = state, 0
+            if since == PATIENCE and not start:
+                break
         return best or self.state((known[0],))
 
     def changed(self, state: _State, column: int) -> _State:
@@ -200,6 +206,9 @@ class _Search:
             risks: of the predictor for all rows, then of those of each environment.
             noise: mean square error of the logarithm of an environment's risk.
             inputs: number of inputs.
+
+        Returns:
+            The cost, in nats of log risk.
         """
         envs, risk = len(risks) - 1, max(float(risks[0]), 1e-12)
         one = (1 / (2 * risk) if self.classifies else 1.0) / len(self.env)  # log risk a useless input removes
@@ -264,6 +273,6 @@ def _loss(told: Floats, target: Floats, classifies: bool) -> tuple[Floats, Float
     return np.logaddexp(0, told) - target * told, p - target, np.maximum(p * (1 - p), 1e-9)
 
 
-def _quadratic(matrix: Floats, vector: Floats) -> float:
+def _quadratic(matrix: NDArray[Any], vector: NDArray[Any]) -> float:
     """``vector . matrix^-1 vector / 2``."""
-    return float(vector @ cast(Floats, np.linalg.solve(matrix, vector)) / 2)
+    return float(vector @ np.linalg.solve(matrix, vector) / 2)
