@@ -472,10 +472,10 @@ def after(gain: Interval, unit: str, better_named: str) -> Finding:
         return Finding("after", "good", "better than ERM", seen, "Use it.")
     if gain.high < 0:
         do = (
-            "In environments like these ERM is the better choice. Invariance is a premium: it pays if new "
-            "environments differ more than these do."
+            "For environments that differ no more than these, ERM predicts better. What is paid here buys "
+            "safety in ones that differ more: decide whether yours will."
         )
-        return Finding("after", "warning", "worse than ERM", seen, do)
+        return Finding("after", "warning", "price of invariance", seen, do)
     return Finding(
         "after",
         "note",

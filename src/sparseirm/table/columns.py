@@ -98,6 +98,8 @@ def _kind(name: str, values: pd.Series) -> str:
     import pandas as pd
     from pandas.api import types
 
+    if types.is_complex_dtype(values):
+        raise SettingError(f"column {name!r} holds complex numbers; give their parts as columns.")
     if isinstance(values.dtype, pd.CategoricalDtype):
         return "category"
     if types.is_bool_dtype(values) or types.is_numeric_dtype(values):
@@ -149,6 +151,8 @@ def as_numbers(name: str, values: pd.Series) -> NDArray[np.float64]:
     """
     import pandas as pd
 
+    if values.dtype.kind == "c":
+        values = values.astype(object)
     if values.dtype.kind in "biuf":
         numbers = values.to_numpy(dtype=np.float64, na_value=np.nan)
     else:
@@ -215,6 +219,8 @@ def as_days(name: str, values: pd.Series) -> NDArray[np.float64]:
 def _dates(values: pd.Series) -> pd.Series:
     import pandas as pd
 
+    if values.dtype == object:  # numbers among dates would be taken for nanoseconds
+        values = values.map(str, na_action="ignore")
     return pd.to_datetime(values, format="ISO8601", errors="coerce", utc=True)
 
 
@@ -243,7 +249,11 @@ def as_text(values: Iterable[Any]) -> NDArray[np.object_]:
     """Values as text, the same for 1, 1.0 and "1"; `MISSING` where there is none."""
     import pandas as pd
 
-    codes, distinct = pd.factorize(pd.Series(values), use_na_sentinel=True)
+    given = pd.Series(values)
+    try:
+        codes, distinct = pd.factorize(given, use_na_sentinel=True)
+    except TypeError:  # lists and the like
+        codes, distinct = pd.factorize(given.map(str, na_action="ignore"), use_na_sentinel=True)
     texts = [*map(text_of, distinct), MISSING]
     return cast(NDArray[np.object_], np.array(texts, dtype=object)[codes])
 

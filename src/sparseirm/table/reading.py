@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from sparseirm.core import SettingError
 from sparseirm.registry import one_of
 
@@ -117,6 +119,7 @@ def _read_text(path: Path, encoding: str, decimal: str) -> pd.DataFrame:
                 path,
                 sep=separator,
                 encoding=encoding,
+                decimal=decimal,
                 low_memory=False,
                 index_col=False,
                 skipinitialspace=True,
@@ -150,9 +153,11 @@ def _header(path: Path, encoding: str) -> tuple[str, list[str]]:
 
     try:
         separator = max((",", ";", "\t", "|"), key=plausible)
-        names = next(row for row in csv.reader(lines, delimiter=separator) if any(row))
+        names = next((row for row in csv.reader(lines, delimiter=separator) if any(row)), [])
     except csv.Error as error:
         raise SettingError(f"{path} is not a readable table: {error}.") from None
+    if not names:
+        raise SettingError(f"{path} names no column in its first line.")
     return separator, [name.strip().lstrip("\ufeff") for name in names]
 
 
@@ -177,7 +182,7 @@ def _checked(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
 
 def _counts_rows(values: pd.Series) -> bool:
     first = values.iloc[0]
-    return values.dtype.kind in "iu" and bool((values == range(first, first + len(values))).all())
+    return values.dtype.kind in "iu" and bool((values.to_numpy() == np.arange(first, first + len(values))).all())
 
 
 def _as_frame(frame: pd.DataFrame) -> pd.DataFrame:
