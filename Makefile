@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint tables test-slow bench docs package mutants audit clean
+.PHONY: demo test lint tables test-slow lowest bench docs package mutants audit clean
 
 demo: $(READY)                ## the main job on bundled data, in under three minutes
 	$(BIN)/sparseirm demo --out out/demo
@@ -24,6 +24,12 @@ tables: $(READY)              ## the documentation's tables and figures from res
 
 test-slow: $(READY)           ## checks that take minutes
 	$(BIN)/pytest -n 2 -m slow
+
+lowest: $(READY)              ## the tests with the lowest versions that pyproject.toml allows
+	$(BIN)/pip install --quiet "uv>=0.5"
+	$(BIN)/uv venv --quiet --clear $(VENV)/lowest
+	VIRTUAL_ENV=$(VENV)/lowest $(BIN)/uv pip install --quiet --resolution lowest-direct --editable ".[dev]"
+	$(VENV)/lowest/bin/pytest -n 2 -m "not slow" -W default
 
 bench: $(READY)               ## how fast it is here, on an idle machine, into results/bench; half an hour
 	$(BIN)/sparseirm bench --curves --out results/bench
