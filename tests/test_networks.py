@@ -251,17 +251,16 @@ def test_penalties_on_gradients_and_features_work_with_a_resnet18(
     assert gradient.isfinite().all() and gradient.count_nonzero() > 0
 
 
-@pytest.mark.parametrize("name", ["fishr", "coral", "ib_irm", "irmv1"])
-def test_a_representation_in_bfloat16_is_read_in_float32(
-    name: str, resnet_step: Callable[[], Outputs]
-) -> None:
-    out = resnet_step()
-    assert out.features is not None
-    coarse = replace(out, features=out.features.bfloat16())
-    value, expected = (
-        make(name)(o) for o in (coarse, replace(out, features=out.features.bfloat16().float()))
-    )
-    assert value.dtype == torch.float32 and torch.equal(value, expected)
+def test_a_representation_in_bfloat16_is_copied_to_float32_only_for_who_reads_it() -> None:
+    net = network(nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 1)))
+    weights, others, buffers = net.parts()
+    with torch.autocast("cpu", torch.bfloat16), net.watched() as coarse:
+        logits, features = net.outputs(torch.ones(4, 3), weights, others, buffers)
+    out = Outputs(logits, torch.ones(4), torch.zeros(4, dtype=torch.int64), 1, BINARY, features=features)
+    assert callable(features) and callable(vars(out)["features"])
+    assert coarse[0].dtype == torch.bfloat16
+    assert out.features is not None and out.features.dtype == torch.float32
+    assert torch.equal(out.features, coarse[0].float())
 
 
 @pytest.mark.parametrize("name", ["fishr", "coral", "ib_irm"])

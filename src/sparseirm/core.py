@@ -82,8 +82,7 @@ class Outputs:
         n_envs: number of environments; every one of them has a sample here.
         loss: the loss per sample.
         weight: ``(n,)`` non-negative sample weights, or None for equal ones.
-        features: ``(n, h)`` inputs of the last linear layer (the representation), or None without one; of
-            type bfloat16 where the pass computed in it, so that no copy is made which nobody reads. May be
+        features: ``(n, h)`` inputs of the last linear layer (the representation), or None without one. May be
             given as a function, which is called only if a penalty reads them.
         parameters: the weights this pass ran with, for penalties on gradients.
         noise: source of randomness for penalties that draw, a function of seed and step only.

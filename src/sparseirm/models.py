@@ -230,10 +230,14 @@ class Network:
     def outputs(
         self, x: Tensor, effective: Tensor, others: Tensors, buffers: Tensors
     ) -> tuple[Tensor, Features]:
-        """Logits of a training pass, as of `logits`, and the representation of `watched`, if there is one."""
+        """Logits of a training pass, as of `logits`, and the representation of `watched`, if there is one.
+
+        The representation is a function that gives it in float32: under autocast that is a copy, which only
+        penalties that read it should pay for.
+        """
         with self.watched() as features:
             logits = self.logits(x, effective, others, buffers, training=True)
-        return logits, features[0] if features else None
+        return logits, features[0].float if features else None
 
     def call(self, x: Tensor, effective: Tensor, others: Tensors, buffers: Tensors) -> Tensor:
         """What the module gives for ``x``, in the mode it is in; images for convolutions go channels last."""

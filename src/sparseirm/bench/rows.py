@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sparseirm.bench import peers
+from sparseirm.bench.equality import EPS, TOLERANCE, apart
 from sparseirm.bench.isolated import Task, measured
 from sparseirm.bench.released import Reference, bisect, plain_adam, relaxed, two_draws
 from sparseirm.bench.timing import (
@@ -27,7 +28,18 @@ from sparseirm.bench.timing import (
     interleaved,
     row,
 )
-from sparseirm.bench.workloads import CIFAR_MNIST, DECIDED, OPEN, layers, ours, perceptron, resnet18, samples
+from sparseirm.bench.workloads import (
+    CIFAR_MNIST,
+    DECIDED,
+    OPEN,
+    Ours,
+    Shrunk,
+    layers,
+    ours,
+    perceptron,
+    resnet18,
+    samples,
+)
 from sparseirm.data.environments import Batch, Split
 from sparseirm.deploy.packed import save_compact
 from sparseirm.deploy.speed import to_sparse
@@ -38,7 +50,7 @@ from sparseirm.methods import SETTINGS
 from sparseirm.models import build
 from sparseirm.randomness import generator
 from sparseirm.recipe import Recipe
-from sparseirm.sparsifiers import projection, top_k
+from sparseirm.sparsifiers import StructuredProbMask, projection, top_k
 from sparseirm.sparsifiers.gates import gated
 from sparseirm.sparsifiers.projection import project
 from sparseirm.training.loop import Record
@@ -144,6 +156,29 @@ def training_step(size: Size) -> Part:
             row(f"{what}, mask decided", decided, times[f"erm {precision}"], ERM),
         ]
     return Part(rows)
+
+
+def shrinking(size: Size) -> Part:
+    """A step after a structured mask is decided, with and without computing what it has made constant."""
+    batch, module, rows, worst = samples(size.n), perceptron(size.width), [], 0.0
+    for density in (0.5, 0.1):
+        whole, small = (_structured(batch, module, density, found) for found in (None, Shrunk()))
+        for run in (whole, small):
+            run.step()  # decides the mask; the next one finds out what is constant
+        times = interleaved({"whole": whole.step, "small": small.step}, size.repeats)
+        worst = max(worst, apart(whole.state.weights.detach(), small.state.weights.detach()))
+        what = f"training step, fp32, {density:.0%} of the weights in whole neurons, mask decided, shrunk"
+        rows.append(row(what, times["small"], times["whole"], "the same step, not shrunk"))
+    return Part(rows, [at_most("shrinking: difference of the weights after these steps", worst, TOLERANCE)])
+
+
+def _structured(
+    batch: Batch, module: Callable[[], torch.nn.Module], density: float, found: Shrunk | None
+) -> Ours:
+    run = ours(batch, module, options=None)
+    budget = max(1, round(density * run.network.layout.size))
+    sparsifier = StructuredProbMask(budget=budget, **DECIDED)
+    return Ours(batch, run.network, sparsifier, run.penalty, replace(run.plan, eps=EPS), found)
 
 
 def whole_run(size: Size) -> Part:
@@ -472,6 +507,7 @@ class Group:
 
 GROUPS = {
     "step": Group("training step", 1.0, training_step),
+    "shrinking": Group("shrinking", 0.5, shrinking),
     "run": Group("whole run", 4.0, whole_run),
     "mask": Group("mask, optimiser and projection", 1.0, mask_and_scores),
     "projection": Group("projection", 0.5, projections),

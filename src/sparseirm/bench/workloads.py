@@ -23,6 +23,7 @@ from sparseirm.randomness import generator
 from sparseirm.sparsifiers import Dense, ProbMask
 from sparseirm.sparsifiers.gates import gated
 from sparseirm.training.loop import Record, train
+from sparseirm.training.shrinking import Shrinking
 from sparseirm.training.state import Plan, State, start
 
 COLORED_MNIST = (2, 14, 14)
@@ -75,6 +76,13 @@ class Fed(ProbMask):
         return gated(weights, probabilities, draws, self.temperature, self.gradient_floor)
 
 
+class Shrunk(Shrinking):
+    """Shrinking that is done once, however often training is gone on with."""
+
+    def begin(self) -> None:
+        """Keep the smaller network."""
+
+
 class _Enough(Exception):
     """A run is to be left between two steps."""
 
@@ -89,6 +97,7 @@ class Ours:
         sparsifier: how it is masked.
         penalty: `irmv1` or `nothing`.
         plan: rates and precision.
+        shrinking: how to run a smaller network, or None.
         state: where it is.
     """
 
@@ -97,6 +106,7 @@ class Ours:
     sparsifier: Sparsifier
     penalty: Penalty
     plan: Plan
+    shrinking: Shrinking | None = None
     state: State = field(init=False)
 
     def __post_init__(self) -> None:
@@ -118,6 +128,7 @@ class Ours:
         train(
             *(self.network, batches, BINARY, self.penalty, self.sparsifier, self.plan, self.state),
             on_step=on_step,
+            shrinking=self.shrinking,
         )
 
     def evaluate(self, parts: Mapping[str, Split]) -> dict[str, Score]:

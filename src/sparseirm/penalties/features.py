@@ -146,7 +146,7 @@ def _features(out: Outputs, penalty: str) -> Tensor:
             "`nn.Linear`, with input of shape (n, h), is where the representation is read. Use such a model, "
             "or a penalty that does without, such as 'irmv1' or 'rex'."
         )
-    return out.features.to(out.logits.dtype)
+    return out.features
 
 
 def _mean_products(out: Outputs, a: Tensor, b: Tensor) -> Tensor:
