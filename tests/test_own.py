@@ -68,6 +68,13 @@ def test_every_image_is_in_one_split_with_its_label_and_environment(root: Path) 
     assert sorted(seen) == sorted(known)
 
 
+def test_without_a_test_environment_all_train(root: Path) -> None:
+    data = of_folder(root, test_envs=())
+    assert data.test is None and data.train.names == ENVIRONMENTS
+    own_run = Recipe(data="folder", test_envs=(), data_options={"size": 12}, method="erm", width=2, steps=1)
+    assert set(run(own_run, data_root=str(root)).last) == {"train", "val"}
+
+
 def test_folder_and_table_of_the_same_images_are_the_same_data(root: Path) -> None:
     data = of_folder(root, seed=4)
     for backwards in (False, True):
