@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -190,7 +191,7 @@ def check_numbers(seeds: Sequence[int], steps: int | None, rows: int = 100) -> N
 
 @contextmanager
 def claimed(out: Path) -> Iterator[None]:
-    """The output folder, made if it is missing, and taken away again if nothing came of it."""
+    """The output folder, made if it is missing, and left as it was if something fails."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         what = "holds something" if out.is_dir() else "is a file"
         raise SettingError(f"`out` {str(out)!r} already {what}; choose another folder.")
@@ -206,9 +207,10 @@ def claimed(out: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
+        for path in out.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
         for folder in made:
-            if not any(folder.iterdir()):
-                folder.rmdir()
+            folder.rmdir()
         raise
 
 
