@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -26,7 +28,7 @@ def run(sparsifier: GroupMagnitude, weights: torch.Tensor = WEIGHTS, steps: int 
 def test_the_largest_groups_stay_and_none_comes_back() -> None:
     used = run(GroupMagnitude(2, groups="input", budget_in="groups"))
     assert used[0] == [True] * 4 and used[-1] == [False, False, True, True]
-    for before, after in zip(used, used[1:], strict=False):
+    for before, after in pairwise(used):
         assert all(earlier or not later for earlier, later in zip(before, after, strict=True))
 
 

@@ -104,7 +104,7 @@ def test_changes_of_relations_are_cochrans_q_of_robust_slopes() -> None:
 
 def test_shifts_are_kruskal_wallis_tests() -> None:
     x = np.column_stack([RNG.normal(size=N) + ENV, np.ones(N)])
-    expected = stats.kruskal(*(x[ENV == e, 0] for e in range(3))).pvalue
+    expected = stats.kruskal(*(x[e == ENV, 0] for e in range(3))).pvalue
     assert shift_of_columns(x, ENV) == pytest.approx([expected, 1.0])
 
 

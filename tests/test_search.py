@@ -84,7 +84,12 @@ def test_weights_count_like_repeated_rows() -> None:
     weighed = _Search(given["x"], given["targets"], given["env"], times.astype(float), np.ones(9, int), False)
     many = np.repeat(np.arange(120), times)
     again = _Search(
-        given["x"][many], given["targets"][many], given["env"][many], np.ones(len(many)), np.ones(9, int), False
+        given["x"][many],
+        given["targets"][many],
+        given["env"][many],
+        np.ones(len(many)),
+        np.ones(9, int),
+        False,
     )
     for a, b in zip(weighed._fits((0, 4)), again._fits((0, 4)), strict=True):
         assert a.risk == pytest.approx(b.risk) and np.allclose(a.change, b.change)
@@ -108,13 +113,17 @@ def test_fits_are_those_of_scikit_learn(classes: bool, monkeypatch: pytest.Monke
             p = theirs.fit(inputs, target).predict_proba(inputs)[:, 1]
             risk = -np.mean(np.log(np.where(target == 1, p, 1 - p)))
         else:
-            risk = np.mean((target - LinearRegression(fit_intercept=False).fit(inputs, target).predict(inputs)) ** 2)
+            risk = np.mean(
+                (target - LinearRegression(fit_intercept=False).fit(inputs, target).predict(inputs)) ** 2
+            )
         assert fit.risk == pytest.approx(risk, rel=1e-4)
 
 
 def test_squared_error_is_foreseen_exactly() -> None:
     given = drawn(MODELS["two environments"], 200, classes=False)
-    search = _Search(given["x"], given["targets"], given["env"], given["weight"], np.array([2, 1, 3, 1, 2]), False)
+    search = _Search(
+        given["x"], given["targets"], given["env"], given["weight"], np.array([2, 1, 3, 1, 2]), False
+    )
     state = search.state((1, 2))
     fits = search._fits((1, 2))
     for column in range(5):

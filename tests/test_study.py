@@ -90,7 +90,9 @@ def test_nothing_of_the_test_environment_reaches_the_choice() -> None:
         conduct(problem_of(rows), tried, folds(problem_of(rows), (0,), 2000), Here())
         for rows in (frame, changed)
     )
-    assert again.choice.taken.candidate == first.choice.taken.candidate and again.choice.why == first.choice.why
+    assert (
+        again.choice.taken.candidate == first.choice.taken.candidate and again.choice.why == first.choice.why
+    )
     assert again.verdicts == first.verdicts
     for a, b in zip(again.table, first.table, strict=True):
         assert (a.held_out, a.fresh, a.uneven) == (b.held_out, b.fresh, b.uneven) and a.tested != b.tested
@@ -275,9 +277,7 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("fitted")
     mixed_table().to_csv(folder / "table.csv", index=False)
     flags = ["--target", "label", "--env", "clinic", "--steps", "40", "--seeds", "0", "--columns", "2"]
-    code = main(
-        ["fit", str(folder / "table.csv"), *flags, "--workers", "2", "--out", str(folder / "out")]
-    )
+    code = main(["fit", str(folder / "table.csv"), *flags, "--workers", "2", "--out", str(folder / "out")])
     assert code == 0
     return folder
 
@@ -309,7 +309,10 @@ def test_predictions_carry_the_labels_and_probabilities(fitted: Path, tmp_path: 
     frame["kind"] = frame["kind"].replace("red", "violet")
     frame = frame.assign(more=1).drop(columns="label")[["more", "smoker", "day", "dose", "kind", "clinic"]]
     frame.to_parquet(tmp_path / "new.parquet")
-    assert main(["predict", str(fitted / "out"), str(tmp_path / "new.parquet"), "-o", str(tmp_path / "p.csv")]) == 0
+    assert (
+        main(["predict", str(fitted / "out"), str(tmp_path / "new.parquet"), "-o", str(tmp_path / "p.csv")])
+        == 0
+    )
     told = pd.read_csv(tmp_path / "p.csv")
     assert list(told.columns) == ["prediction", "probability_ill", "probability_well"] and len(told) == 240
     likely = np.where(told["probability_ill"] > told["probability_well"], "ill", "well")
@@ -320,7 +323,10 @@ def test_predictions_carry_the_labels_and_probabilities(fitted: Path, tmp_path: 
     ("change", "says"),
     [
         (lambda frame: frame.drop(columns="dose"), "'dose'"),
-        (lambda frame: frame.assign(dose=frame["dose"].astype(object).where(frame.index != 4, "much")), "row 5"),
+        (
+            lambda frame: frame.assign(dose=frame["dose"].astype(object).where(frame.index != 4, "much")),
+            "row 5",
+        ),
         (lambda frame: frame.assign(day="yesterday"), "row 1 has 'yesterday'"),
         (lambda frame: frame[:0], "no rows"),
     ],
@@ -333,7 +339,9 @@ def test_rows_that_cannot_be_predicted_are_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     change(mixed_table()).to_csv(tmp_path / "new.csv", index=False)
-    assert main(["predict", str(fitted / "out"), str(tmp_path / "new.csv"), "-o", str(tmp_path / "p.csv")]) == 2
+    assert (
+        main(["predict", str(fitted / "out"), str(tmp_path / "new.csv"), "-o", str(tmp_path / "p.csv")]) == 2
+    )
     told = capsys.readouterr().err
     assert says in told and told.count("\n") == 1
     assert not (tmp_path / "p.csv").exists()

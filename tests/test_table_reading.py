@@ -52,7 +52,9 @@ def test_encodings_decimal_commas_and_marks_of_other_programs(tmp_path: Path) ->
     assert list(read_table(path).columns) == ["7", "b"]
 
 
-texts = st.text(max_size=12) | st.sampled_from(["1", "2.5", "", "nan", "inf", "-1e400", '"', "a,b", "x\ny", "\0"])
+texts = st.text(max_size=12) | st.sampled_from(
+    ["1", "2.5", "", "nan", "inf", "-1e400", '"', "a,b", "x\ny", "\0"]
+)
 junk = st.binary(max_size=300) | st.lists(st.lists(texts, min_size=1, max_size=5), max_size=8).map(
     lambda rows: "\n".join(",".join(row) for row in rows).encode("utf-8", "surrogatepass")
 )

@@ -64,7 +64,7 @@ class FromValues(nn.Module):
             self.register_buffer(name, torch.tensor(floats, dtype=torch.float64))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits ``(n, k)`` or predictions ``(n, 1)`` of values ``(n, n_columns)``, float64, NaN if missing."""
+        """Logits ``(n, k)`` or predictions of values ``(n, n_columns)``, float64, NaN if missing."""
         pieces = []
         if len(self.numbers):
             numbers = (x[:, self.numbers] - self.mean) / self.spread

@@ -191,7 +191,7 @@ def check_numbers(seeds: Sequence[int], steps: int | None, rows: int = 100) -> N
 
 @contextmanager
 def claimed(out: Path) -> Iterator[None]:
-    """The output folder, made if it is missing; left as it was, without half of a result, if something fails."""
+    """The output folder, made if it is missing, and left as it was if something fails."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         what = "holds something" if out.is_dir() else "is a file"
         raise SettingError(f"`out` {str(out)!r} already {what}; choose another folder.")

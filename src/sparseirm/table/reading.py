@@ -182,7 +182,9 @@ def _checked(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
 
 def _counts_rows(values: pd.Series) -> bool:
     first = values.iloc[0]
-    return values.dtype.kind in "iu" and bool((values.to_numpy() == np.arange(first, first + len(values))).all())
+    return values.dtype.kind in "iu" and bool(
+        (values.to_numpy() == np.arange(first, first + len(values))).all()
+    )
 
 
 def _as_frame(frame: pd.DataFrame) -> pd.DataFrame:
