@@ -18,7 +18,7 @@ from sparseirm.bench.isolated import Cost, Task, measured
 from sparseirm.bench.released import Rates, Reference, bisect
 from sparseirm.bench.rows import FULL, QUICK, Group, Part, Size, exactness, training_step
 from sparseirm.bench.timing import at_most, combined, gemm_limits, interleaved, products, row
-from sparseirm.bench.workloads import DECIDED, OPEN, ours, perceptron, samples
+from sparseirm.bench.workloads import DECIDED, OPEN, Shrunk, ours, perceptron, samples
 from sparseirm.cli import main
 from sparseirm.core import SettingError
 from sparseirm.experiments.pages import UNMEASURED, filled
@@ -116,6 +116,17 @@ def test_a_training_step_is_compared_with_all_it_should_be() -> None:
     assert {line.reference for line in part.rows} == {rows.RELEASED, rows.ROUTED, rows.LIMIT, rows.ERM}
     for line in part.rows:
         assert line.ratio > 0 and line.low <= line.high and "step" in line.name
+
+
+def test_shrinking_is_measured_on_a_network_that_still_has_neurons_in_every_layer() -> None:
+    batch, module = samples(16), perceptron(40)
+    run = rows._structured(batch, module, 0.5, Shrunk())
+    for _ in range(3):
+        run.step()
+    assert run.shrinking
+    layers = run.shrinking.saved["layers"].values()
+    assert all(kept > 0 for layer in layers for kept in layer["after"])
+    assert any(layer["after"] != layer["before"] for layer in layers)
 
 
 def test_the_projection_is_measured_as_exact_and_quick() -> None:

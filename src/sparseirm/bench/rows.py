@@ -178,7 +178,10 @@ def _structured(
     run = ours(batch, module, options=None)
     budget = max(1, round(density * run.network.layout.size))
     sparsifier = StructuredProbMask(budget=budget, **DECIDED)
-    return Ours(batch, run.network, sparsifier, run.penalty, replace(run.plan, eps=EPS), found)
+    run = Ours(batch, run.network, sparsifier, run.penalty, replace(run.plan, eps=EPS), found)
+    probabilities = run.state.memory.learned["probabilities"]  # all equal, the first layers would keep all
+    probabilities.data.uniform_(generator=generator(0, "benchmark"))
+    return run
 
 
 def whole_run(size: Size) -> Part:
