@@ -188,7 +188,9 @@ def whole_runs(folder: Path) -> None:
         run(RECIPE, out=folder / "run", on_step=stop)
     except KeyboardInterrupt:
         dist.barrier()  # what torchrun does: nobody goes on before all have stopped
-    found = run(RECIPE, out=folder / "run", resume=True)
+    steps: list[int] = []
+    found = run(RECIPE, out=folder / "run", resume=True, on_step=lambda record, _: steps.append(record.step))
+    assert steps == list(range(13, 21))
     assert found.trajectory == run(RECIPE, out=folder / "run", resume=True).trajectory
 
 

@@ -41,6 +41,7 @@ from sparseirm.experiments.variants import DEFAULT, variants
 from sparseirm.files import write_bytes
 from sparseirm.recipe import Recipe
 from sparseirm.runs import Point, Result, run
+from sparseirm.study.fit import fit, predict
 from sparseirm.training.loop import Record
 from sparseirm.training.sharding import first_process
 
@@ -218,6 +219,8 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "train": train,
     "compare": compare,
     "theory": theory,
+    "fit": fit,
+    "predict": predict,
     "export": export,
     "pictures": pictures,
     "prepare-coco": prepare_coco,

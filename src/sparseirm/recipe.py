@@ -72,8 +72,8 @@ class Recipe:
             eiil or zin, inferred from all training samples together.
         environments_options: further settings of eiil or zin by name, such as auxiliary time for zin;
             reference_steps is, for both, the most steps of the model they infer from.
-        sparsifier: how the mask of a sparse method is found: probmask, structured, topk, gmp, l0, str,
-            set, rigl, random or modular; mrm is defined with the last.
+        sparsifier: how the mask of a sparse method is found: probmask, structured, structured_gmp, topk, gmp,
+            l0, str, set, rigl, random or modular; mrm is defined with the last.
         density: fraction of the maskable weights KEPT, in (0, 1]. Give this or `budget`.
         budget: number of weights kept, or auto: `weights_per_sample` times the number of samples, but
             no more than half of the weights, the paper's density.

@@ -412,7 +412,8 @@ def _built(recipe: Recipe, input_shape: tuple[int, ...], n_outputs: int) -> nn.M
 
 def _shapes(data: DataSet) -> dict[str, Any]:
     """What a recipe does not say about its module, as plain data."""
-    return {"input_shape": list(data.train.samples.x.shape[1:]), "n_outputs": data.n_outputs}
+    labels = {"labels": list(data.label_names)} if data.label_names else {}
+    return {"input_shape": list(data.train.samples.x.shape[1:]), "n_outputs": data.n_outputs, **labels}
 
 
 def _batches(recipe: Recipe, training: Split) -> Batches:

@@ -168,7 +168,8 @@ def own_images(
         entries: lists the images: `folder_entries` or `manifest_entries`.
         name: name in recipes and results.
         data_root: the folder, or the CSV file.
-        test_envs: the environments that are kept for the test, at least one; two or more must be left.
+        test_envs: the environments that are kept for the test; two or more must be left. An empty tuple keeps
+            none: there is no test split then.
         seed: decides which training images are held out.
         size: height and width in pixels, from 8 to 1024.
         val_fraction: share of each training environment that is held out for validation, in [0, 1); rounded,
@@ -205,7 +206,7 @@ def own_images(
         name=name,
         train=_split(train, training, classes, room, size),
         val=_split(val, training, classes, room, size) if val else None,
-        test=_split(test, testing, classes, room, size),
+        test=_split(test, testing, classes, room, size) if test else None,
         loss="binary" if len(classes) == 2 else "multiclass",
         n_outputs=1 if len(classes) == 2 else len(classes),
         label_names=classes,
@@ -252,13 +253,14 @@ def _environments(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Names of the training and of the test environments."""
     known = sorted({entry.env for entry in found})
+    least, why = (2, "to train on") if test_envs == () else (3, "two to train on and one to test on")
     require(
-        len(known) >= 3,
-        f"{data_root} must hold three environments or more, two to train on and one to test on",
+        len(known) >= least,
+        f"{data_root} must hold {('two', 'three')[least - 2]} environments or more, {why}",
         known,
         "Images belong to ENVIRONMENT/CLASS/, or to the `env` of their line.",
     )
-    if not test_envs:
+    if not test_envs and test_envs != ():
         raise SettingError(
             "`test_envs` must name the environments kept for the test (on the command line --test-envs); "
             f"there are {', '.join(known)}."

@@ -9,3 +9,4 @@ from sparseirm.deploy.onnx_file import to_onnx as to_onnx
 from sparseirm.deploy.packed import load_compact as load_compact
 from sparseirm.deploy.packed import save_compact as save_compact
 from sparseirm.deploy.speed import fastest as fastest
+from sparseirm.deploy.tables import load_table as load_table

@@ -17,6 +17,8 @@ from sparseirm.deploy.compact import Compaction, compact
 from sparseirm.deploy.onnx_file import to_onnx
 from sparseirm.deploy.packed import dense_bytes, load_compact, read_compact, save_compact
 from sparseirm.deploy.speed import forms, latencies
+from sparseirm.deploy.tables import load_table, samples_like, save_table, table_model
+from sparseirm.estimator import SETTINGS, Estimator, load
 from sparseirm.files import read_tensors, write_bytes
 from sparseirm.models import maskable
 from sparseirm.runs import MODEL, load_model
@@ -53,7 +55,8 @@ def export(
 
     ``.onnx`` holds the network without dead units, for any runtime; it is written only if ONNX Runtime gives
     the same outputs. ``.safetensors`` holds one bit per weight and the values that are kept, for
-    `sparseirm.deploy.load_compact`. Neither needs the training data.
+    `sparseirm.deploy.load_compact`. Neither needs the training data. Of a table's model the ONNX file takes
+    the values of the columns in use, as its metadata tells; `sparseirm.deploy.load_table` reads the other.
 
     Prints size and latency of the dense network, of the one without dead units, and of that one with sparse
     matrices, on this machine and with its default number of threads.
@@ -61,7 +64,8 @@ def export(
     Example: sparseirm export out/rex --out rex.onnx
 
     Args:
-        source: folder of a finished `train --out`, or a file written by this command as .safetensors.
+        source: folder of a finished `train --out` or `fit --out`, or a file written by this command as
+            .safetensors.
         out: the file to write, ending in .onnx or .safetensors; nothing is written without it.
         batch_sizes: samples per batch to measure with.
 
@@ -72,10 +76,9 @@ def export(
         _check_name(out)
     if any(size < 1 for size in batch_sizes):
         raise SettingError(f"`batch_sizes` must be at least 1; got {', '.join(map(str, batch_sizes))}.")
-    module, note = _read(source)
-    input_shape = tuple(note["input_shape"])
-    small = compact(module, input_shape)
-    size = WRITERS[out.suffix](out, module, small, note) if out else None
+    source_model = _opened(source)
+    module, small, input_shape = source_model.module, source_model.compaction, source_model.input_shape
+    size = source_model.writers[out.suffix](out) if out else None
     weights = [module.get_parameter(name) for name in maskable(module).names]
     found = forms(module, small.module)
     report = Export(
@@ -90,35 +93,67 @@ def export(
     return report
 
 
-def _read(source: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """The dense module of a folder or compact file, and its note."""
+ENDINGS = (".onnx", ".safetensors")
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A model that can be written: the module, the same without dead units, and how each file is made."""
+
+    module: nn.Module
+    compaction: Compaction
+    input_shape: tuple[int, ...]
+    writers: dict[str, Callable[[Path], int]]
+
+
+def _opened(source: Path) -> _Opened:
+    """The model of a folder or a compact file."""
     if source.is_file():
-        return load_compact(source), read_compact(source)[1]
+        note = read_compact(source)[1]
+        return _table(load_table(source)) if "estimator" in note else _network(load_compact(source), note)
+    if (source / SETTINGS).is_file():
+        return _table(load(source))
     if not (source / MODEL).is_file():
-        raise SettingError(f"`source` {str(source)!r} holds no {MODEL}; name a folder of `train --out`.")
-    return load_model(source), read_tensors(source / MODEL)[1]
+        raise SettingError(
+            f"`source` {str(source)!r} holds no {MODEL}; name a folder of `train --out` or `fit --out`."
+        )
+    return _network(load_model(source), read_tensors(source / MODEL)[1])
 
 
-Writer = Callable[[Path, nn.Module, Compaction, dict[str, Any]], int]
-"""``(file, dense module, its compaction, note) -> bytes written``."""
+def _network(module: nn.Module, note: dict[str, Any]) -> _Opened:
+    input_shape = tuple(note["input_shape"])
+    small = compact(module, input_shape)
+
+    def onnx(path: Path) -> int:
+        return _write(path, to_onnx(small.module, input_shape, note)[0])
+
+    def packed(path: Path) -> int:
+        return save_compact(path, module, note=note)
+
+    return _Opened(module, small, input_shape, dict(zip(ENDINGS, (onnx, packed), strict=True)))
 
 
-def _write_onnx(path: Path, module: nn.Module, small: Compaction, note: dict[str, Any]) -> int:
-    content, _ = to_onnx(small.module, tuple(note["input_shape"]), note)
+def _table(estimator: Estimator) -> _Opened:
+    model = table_model(estimator)
+
+    def onnx(path: Path) -> int:
+        return _write(path, to_onnx(model.whole, (), model.note, samples_like(model, 64))[0])
+
+    def packed(path: Path) -> int:
+        return save_table(path, estimator)
+
+    shape = (sum(estimator.encoding_.blocks),)
+    return _Opened(model.network, model.compaction, shape, dict(zip(ENDINGS, (onnx, packed), strict=True)))
+
+
+def _write(path: Path, content: bytes) -> int:
     write_bytes(path, content)
     return len(content)
 
 
-def _write_compact(path: Path, module: nn.Module, small: Compaction, note: dict[str, Any]) -> int:
-    return save_compact(path, module, note=note)
-
-
-WRITERS: dict[str, Writer] = {".onnx": _write_onnx, ".safetensors": _write_compact}
-
-
 def _check_name(out: Path) -> None:
-    if out.suffix not in WRITERS:
-        raise SettingError(f"`out` must end in {' or '.join(WRITERS)}; got {str(out)!r}.")
+    if out.suffix not in ENDINGS:
+        raise SettingError(f"`out` must end in {' or '.join(ENDINGS)}; got {str(out)!r}.")
     if out.exists():
         raise SettingError(f"`out` {str(out)!r} exists already; choose another name.")
 

@@ -26,17 +26,23 @@ BATCHES = (1, 7)
 
 
 def to_onnx(
-    module: nn.Module, input_shape: tuple[int, ...], note: dict[str, Any] | None = None
+    module: nn.Module,
+    input_shape: tuple[int, ...],
+    note: dict[str, Any] | None = None,
+    x: Tensor | None = None,
 ) -> tuple[bytes, float]:
     """A module as ONNX, checked: ONNX Runtime must give its outputs for batches of several sizes.
 
-    The graph has one input ``x`` ``(batch, *input_shape)``, float32 with any number of samples, and one
-    output ``logits``. Zeros are written like other numbers: compact the module first.
+    The graph has one input ``x`` ``(batch, *input_shape)`` with any number of samples, and one output
+    ``logits``. Zeros are written like other numbers: compact the module first.
 
     Args:
-        module: a module with one input and one output; it runs in evaluation mode, in float32.
+        module: a module with one input and one output; it runs in evaluation mode, in float32 unless ``x`` is
+            given.
         input_shape: shape of one sample.
         note: plain data to keep in the file's metadata under ``sparseirm``.
+        x: seven samples or more to export and compare with, in the type the module takes; standard normal
+            numbers in float32 by default.
 
     Returns:
         The content of the file, and the largest absolute difference of an output that was seen.
@@ -46,8 +52,10 @@ def to_onnx(
             differ by more than `TOLERANCE`.
     """
     _installed()
-    plain = copy.deepcopy(module).cpu().float().eval()
-    x = torch.randn(max(BATCHES), *input_shape, generator=generator(0, "onnx check"))
+    plain = copy.deepcopy(module).cpu().eval()
+    if x is None:
+        plain = plain.float()
+        x = torch.randn(max(BATCHES), *input_shape, generator=generator(0, "onnx check"))
     content = _exported(plain, x, note or {})
     gap, scale = 0.0, 0.0
     with torch.no_grad():
@@ -66,7 +74,7 @@ def to_onnx(
 
 
 def run_onnx(content: bytes, x: Tensor) -> Tensor:
-    """The outputs ONNX Runtime computes on the CPU for samples ``(n, ...)``, float32.
+    """The outputs ONNX Runtime computes on the CPU for samples ``(n, ...)``, in the type the graph takes.
 
     Args:
         content: an ONNX file of one input and one output.
@@ -82,7 +90,9 @@ def run_onnx(content: bytes, x: Tensor) -> Tensor:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    (output,) = session.run(None, {session.get_inputs()[0].name: x.float().numpy()})
+    (entry,) = session.get_inputs()
+    x = x.double() if entry.type == "tensor(double)" else x.float()
+    (output,) = session.run(None, {entry.name: x.numpy()})
     return torch.from_numpy(output)
 
 

@@ -9,6 +9,7 @@ from sparseirm.sparsifiers.dynamic import RigL as RigL
 from sparseirm.sparsifiers.fixed import FixedMask as FixedMask
 from sparseirm.sparsifiers.fixed import RandomMask as RandomMask
 from sparseirm.sparsifiers.gmp import GradualMagnitude as GradualMagnitude
+from sparseirm.sparsifiers.group_magnitude import GroupMagnitude as GroupMagnitude
 from sparseirm.sparsifiers.l0 import HardConcrete as HardConcrete
 from sparseirm.sparsifiers.modular import ModularMask as ModularMask
 from sparseirm.sparsifiers.probmask import ProbMask as ProbMask
@@ -22,6 +23,7 @@ SPARSIFIERS: dict[str, Callable[..., Sparsifier]] = {
     "dense": Dense,
     "probmask": ProbMask,
     "structured": StructuredProbMask,
+    "structured_gmp": GroupMagnitude,
     "topk": EdgePopup,
     "gmp": GradualMagnitude,
     "l0": HardConcrete,

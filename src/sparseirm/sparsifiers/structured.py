@@ -2,58 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
-from torch import Generator, Size, Tensor
+from torch import Generator, Tensor
 
-from sparseirm.core import Layout, Memory, Moment, SettingError
+from sparseirm.core import Layout, Memory, Moment, SettingError, Tensors
 from sparseirm.registry import one_of
+from sparseirm.sparsifiers.groups import GROUPS as GROUPS
+from sparseirm.sparsifiers.groups import UNITS, count, expand, fitting, grouped
+from sparseirm.sparsifiers.groups import groups_of as groups_of
 from sparseirm.sparsifiers.probmask import ProbMask
-from sparseirm.sparsifiers.projection import top_k
-
-GROUPS: dict[str, Callable[[int, int, Size], int | None]] = {
-    "input": lambda layer, last, shape: 1 if layer == 0 else None,
-    "neuron": lambda layer, last, shape: 0 if layer < last and len(shape) == 2 else None,
-    "channel": lambda layer, last, shape: 0 if layer < last and len(shape) > 2 else None,
-}
-"""Name to the axis of a tensor along which its groups lie, or None if it has no gates."""
-
-
-def groups_of(layout: Layout, kind: str) -> Tensor:
-    """Index of the group of each weight.
-
-    Args:
-        layout: the maskable tensors, in the order of the model.
-        kind: ``input``, one group per input of the first layer (its columns: Phi of the paper's section
-            3.2); ``neuron``, one per output unit of each linear layer (its rows) but the last layer;
-            ``channel``, one per output channel of each convolution but the last layer.
-
-    Returns:
-        int64 ``(d,)``, -1 for a weight that has no gate and always stays.
-
-    Raises:
-        SettingError: if the model has no such group.
-
-    Example:
-        >>> layout = Layout(("a", "b"), (torch.Size([2, 3]), torch.Size([1, 2])))
-        >>> groups_of(layout, "input").tolist(), groups_of(layout, "neuron").tolist()
-        ([0, 1, 2, 0, 1, 2, -1, -1], [0, 0, 0, 1, 1, 1, -1, -1])
-    """
-    axis_of = GROUPS[one_of("kind of group", kind, GROUPS)]
-    pieces, n = [], 0
-    for layer, shape in enumerate(layout.shapes):
-        axis = axis_of(layer, len(layout.shapes) - 1, shape)
-        if axis is None:
-            pieces.append(torch.full(shape, -1))
-            continue
-        along = [-1 if place == axis else 1 for place in range(len(shape))]
-        pieces.append(torch.arange(n, n + shape[axis]).view(along).expand(shape))
-        n += shape[axis]
-    if n == 0:
-        raise SettingError(f"this model has no {kind} to mask; choose other `groups`: {', '.join(GROUPS)}.")
-    return torch.cat([piece.reshape(-1) for piece in pieces])
 
 
 @dataclass(frozen=True)
@@ -66,7 +25,7 @@ class StructuredProbMask(ProbMask):
     still gives the constant of its bias.
 
     Attributes:
-        groups: ``input``, ``neuron`` or ``channel``, see `groups_of`.
+        groups: ``input``, ``neuron`` or ``channel``, see `sparseirm.sparsifiers.groups.groups_of`.
         budget_in: ``weights``: ``budget`` counts all maskable weights kept, those without a gate included;
             ``groups``: it counts groups.
 
@@ -83,23 +42,20 @@ class StructuredProbMask(ProbMask):
     def __post_init__(self) -> None:
         super().__post_init__()
         one_of("kind of group", self.groups, GROUPS)
-        one_of("unit of a budget", self.budget_in, ("weights", "groups"))
+        one_of("unit of a budget", self.budget_in, UNITS)
         if self.per_layer:
             raise SettingError("`per_layer` has no effect on groups; leave it out.")
 
     def start(self, weights: Tensor, layout: Layout, noise: Generator) -> Memory:
         """Probability 1 for every group."""
-        group = groups_of(layout, self.groups).to(weights.device)
-        group_sizes = torch.bincount(group[group >= 0])
-        kept = {"group": group, "group_sizes": group_sizes}
-        self._check(kept)
-        memory = self._gates(kept).start(weights.new_ones(len(group_sizes)), layout, noise)
+        kept = grouped(layout, self.groups, self.budget, self.budget_in, weights.device)
+        memory = self._gates(kept).start(weights.new_ones(len(kept["group_sizes"])), layout, noise)
         memory.kept |= kept
         return memory
 
     def effective(self, weights: Tensor, memory: Memory, now: Moment) -> Tensor:
         """One draw of relaxed gates, each times the weights of its group."""
-        return weights * _expand(self._gates(memory.kept).effective(_ones(memory), memory, now), memory)
+        return weights * expand(self._gates(memory.kept).effective(_ones(memory), memory, now), memory.kept)
 
     def after_step(self, weights: Tensor, memory: Memory, now: Moment, gradient: Tensor | None) -> None:
         """Project the probabilities onto the budget of the moment; fix the mask when it is time."""
@@ -112,46 +68,18 @@ class StructuredProbMask(ProbMask):
     def mask(self, weights: Tensor, memory: Memory) -> Tensor:
         """The weights of the most probable groups that fit the budget, and those of no group."""
         if "mask" in memory.kept or "draw" in memory.kept:
-            return _expand(self._gates(memory.kept).mask(_ones(memory), memory), memory)
-        return _expand(self._fitting(memory), memory)
+            return expand(self._gates(memory.kept).mask(_ones(memory), memory), memory.kept)
+        return expand(self._fitting(memory), memory.kept)
 
-    def _gates(self, kept: dict[str, Tensor]) -> ProbMask:
+    def _gates(self, kept: Tensors) -> ProbMask:
         """The `ProbMask` over one weight of value 1 per group."""
-        count = self.budget
-        if self.budget_in == "weights":
-            count = max(1, int(_room(self.budget, kept) / kept["group_sizes"].double().mean()))
-        return ProbMask(**{f.name: getattr(self, f.name) for f in fields(ProbMask)} | {"budget": count})
+        given = {f.name: getattr(self, f.name) for f in fields(ProbMask)}
+        return ProbMask(**{**given, "budget": count(self.budget, self.budget_in, kept)})
 
     def _fitting(self, memory: Memory) -> Tensor:
-        probabilities = memory.learned["probabilities"].detach()
-        if self.budget_in == "groups":
-            return top_k(probabilities, self.budget)
-        order = probabilities.argsort(descending=True, stable=True)
-        fits = memory.kept["group_sizes"][order].cumsum(0) <= _room(self.budget, memory.kept)
-        return torch.zeros_like(fits).index_put((order,), fits)
-
-    def _check(self, kept: dict[str, Tensor]) -> None:
-        sizes = kept["group_sizes"]
-        if self.budget_in == "groups" and not 1 <= self.budget <= len(sizes):
-            raise SettingError(f"`budget` must be 1 to {len(sizes)} groups; got {self.budget}.")
-        if self.budget_in == "weights" and _room(self.budget, kept) < int(sizes.max()):
-            raise SettingError(
-                f"`budget` {self.budget} leaves no room for a group of {int(sizes.max())} weights beside the "
-                f"{len(kept['group']) - int(sizes.sum())} without a gate. Raise it, or count "
-                "`budget_in` groups."
-            )
-
-
-def _room(budget: int, kept: dict[str, Tensor]) -> int:
-    """How many weights with a gate a budget in weights allows."""
-    return budget - (len(kept["group"]) - int(kept["group_sizes"].sum()))
+        scores = memory.learned["probabilities"].detach()
+        return fitting(scores, self.budget, self.budget_in, memory.kept)
 
 
 def _ones(memory: Memory) -> Tensor:
     return torch.ones_like(memory.learned["probabilities"].detach())
-
-
-def _expand(gates: Tensor, memory: Memory) -> Tensor:
-    """From one value per group to one per weight, shape ``(d,)``; those of no group get 1."""
-    group = memory.kept["group"] % (len(gates) + 1)
-    return torch.cat([gates, torch.ones_like(gates[:1])]).index_select(0, group)

@@ -104,9 +104,7 @@ class Sharding:
         sizes = self.sizes(len(x))
         if self.ranks > 1:
             effective, others = _shared(effective, others)
-        parts = []
-        for rows in self.passes(len(x)):
-            parts.append(self._pass(run, x, rows, effective, others, seed))
+        parts = [self._pass(run, x, rows, effective, others, seed) for rows in self.passes(len(x))]
         logits = torch.cat([logits for logits, _ in parts])
         found = [features for _, features in parts if features is not None]
         features = torch.cat(found) if found else None

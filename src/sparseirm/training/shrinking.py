@@ -58,12 +58,7 @@ class Shrinking:
         self._smaller = None
 
     def network(
-        self,
-        network: Network,
-        sparsifier: Sparsifier,
-        state: State,
-        now: Moment,
-        x: Tensor,
+        self, network: Network, sparsifier: Sparsifier, state: State, now: Moment, x: Tensor
     ) -> Network:
         """What to run in this step: the network itself, or a smaller one that gives the same.
 
@@ -302,10 +297,10 @@ class _Run:
         if step.name == self.network.head:
             self.features = lambda: self._whole(step.inputs[0]).float()
         weight, bias = self.parameters[f"{step.name}.weight"], self.parameters.get(f"{step.name}.bias")
-        rows, shift = _picked(weight, out.live, 0), None if bias is None else _picked(bias, out.live, 0)
         if not len(out.live):
             nothing = weight.new_zeros(self.n, 0, *step.shape[2:])
             return _Parts(nothing, self._biases(step, bias, nothing))
+        rows, shift = _picked(weight, out.live, 0), None if bias is None else _picked(bias, out.live, 0)
         if len(have.fixed):  # once for all samples
             alike = _applied(layer, parts.fixed, _picked(rows, have.fixed), shift)
             shift = alike[0] if isinstance(layer, nn.Linear) else None

@@ -1,0 +1,310 @@
+"""What ``sparseirm fit`` and ``sparseirm predict`` do with a table."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from sparseirm.core import SettingError
+from sparseirm.estimator import SparseIRMClassifier, load
+from sparseirm.experiments.executors import local
+from sparseirm.files import write_bytes, write_json
+from sparseirm.monitor import Finding, counted, listed
+from sparseirm.runs import environment
+from sparseirm.study.choice import Choice, EnvScore, Standing
+from sparseirm.study.comparison import candidates, folds
+from sparseirm.study.problem import Problem, build_problem
+from sparseirm.study.report import page
+from sparseirm.study.result import as_result
+from sparseirm.study.study import Study, conduct
+from sparseirm.table.columns import OTHER, as_text
+from sparseirm.table.reading import read_table
+from sparseirm.training.loop import Record
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+RESULT, REPORT = "result.json", "report.html"
+
+
+def fit_table(
+    data: Path,
+    *,
+    target: str,
+    env: str,
+    test_env: tuple[str, ...] = (),
+    task: str = "auto",
+    method: str = "auto",
+    drop: tuple[str, ...] = (),
+    categorical: tuple[str, ...] = (),
+    columns: tuple[int, ...] = (),
+    seeds: tuple[int, ...] = (0, 1, 2),
+    steps: int | None = None,
+    rows: int = 20_000,
+    encoding: str = "utf-8",
+    decimal: str = ".",
+    workers: int | None = None,
+    out: Path = Path("out/fit"),
+) -> Study:
+    """Fit a model to your own table, and learn whether to trust it in a new environment.
+
+    Says what it takes each column for, compares plain training (ERM), IRM and SparseIRM by leaving out one
+    environment after the other, takes one by a rule that never sees `--test-env`, says which columns are
+    stable and which look spurious, and writes the model, ``result.json`` and a page to read,
+    ``report.html``, to ``--out``.
+
+    Example: sparseirm fit patients.csv --target relapse --env hospital --test-env Ulm --out out/relapse
+
+    Args:
+        data: a CSV or Parquet file, one row per sample.
+        target: the column to predict.
+        env: the column that says which environment a row belongs to: site, year, batch, device ...
+        test_env: environments that no choice looks at; the model is scored on them at the end.
+        task: what the target is; auto looks at its values.
+        method: which method to take; auto applies the rule.
+        drop: columns that are no inputs.
+        categorical: number columns whose values are names, such as codes.
+        columns: how many columns gates may keep, each number tried; by default a fifth and half of them.
+        seeds: seeds of the comparison; each leaves out other rows.
+        steps: optimiser steps of every fit; by default as many as the table's size asks for.
+        rows: rows the comparison uses at most; the final model is fitted to all.
+        encoding: how a text file is encoded.
+        decimal: decimal sign of a text file.
+        workers: number of processes; one per core by default.
+        out: folder for model and result; it must not exist, or be empty.
+
+    Returns:
+        The study.
+    """
+    check_numbers(seeds, steps, rows)
+    frame = read_table(data, encoding, decimal)
+    problem = build_problem(frame, target, env, test_env, task, drop, categorical)
+    del frame
+    tried = candidates(sum(column.used for column in problem.columns), columns, steps)
+    console = plain_console()
+    _say_problem(console, problem, data)
+    parts = folds(problem, seeds, rows)
+    with claimed(out), local(workers) as pool:
+        fits = len(tried) * len(parts)
+        with bar("comparing", fits, "fits") as on_fit, bar("final fit", 1, "steps") as on_step:
+
+            def after_step(record: Record, steps: int) -> None:
+                on_step(completed=record.step, total=steps)
+
+            study = conduct(problem, tried, parts, pool, method, lambda: on_fit(advance=1), after_step)
+        settings = _settings(data, test_env, task, method, drop, categorical, seeds, steps, rows, str(out))
+        study.model.save(out)
+        result = as_result(study, settings, environment(torch.device("cpu")))
+        write_json(out / RESULT, result)
+        write_bytes(out / REPORT, page(result))
+    _say_study(console, study, out)
+    return study
+
+
+def predict_table(
+    model: Path,
+    data: Path,
+    *,
+    output: Path,
+    encoding: str = "utf-8",
+    decimal: str = ".",
+) -> int:
+    """Predict the rows of a table with a model that ``sparseirm fit`` wrote.
+
+    Writes a CSV file with a row for each row of the table, in its order: ``prediction``, with the labels of
+    the training table, and for classes ``probability_LABEL``. Columns the model does not use are ignored;
+    values it never saw in training count as others or missing, and are counted.
+
+    Example: sparseirm predict out/relapse new.csv -o predictions.csv
+
+    Args:
+        model: the folder that `sparseirm fit` wrote.
+        data: a CSV or Parquet file with the columns of the training table.
+        output: the CSV file to write.
+        encoding: how a text file is encoded.
+        decimal: decimal sign of a text file.
+
+    Returns:
+        The number of rows predicted.
+    """
+    import pandas as pd
+
+    estimator = load(model)
+    frame = read_table(data, encoding, decimal)
+    check_output(output, data)
+    names = [column.name for column in estimator.encoding_.columns]
+    needed = [column for column in estimator.encoding_.columns if column.used]
+    absent = [column.name for column in needed if column.name not in frame.columns]
+    if absent:
+        raise SettingError(
+            f"{data} lacks {counted(len(absent), 'column')} the model was trained with: "
+            f"{listed([repr(name) for name in absent])}. Add what is missing, left empty where unknown."
+        )
+    extra = [name for name in frame.columns if name not in names]
+    if extra:
+        print(f"ignored, because the model was not trained with it: {', '.join(extra)}")
+    frame = frame.reindex(columns=names)
+    _say_new_values(frame, estimator.encoding_.columns)
+    told = pd.DataFrame({"prediction": estimator.predict(frame)})
+    if isinstance(estimator, SparseIRMClassifier):
+        probabilities = estimator.predict_proba(frame)
+        for at, label in enumerate(as_text(estimator.classes_)):
+            told[f"probability_{label}"] = probabilities[:, at]
+    write_bytes(output, told.to_csv(index=False).encode())
+    print(f"{len(told)} predictions: {output}")
+    return len(told)
+
+
+def plain_console() -> Console:
+    """Where commands print; what looks like markup in names of the data is printed as it is."""
+    return Console(width=100, highlight=False, markup=False)
+
+
+def check_output(output: Path, data: Path) -> None:
+    """Refuse to write predictions over the data, or to a folder."""
+    if output.exists() and output.samefile(data):
+        raise SettingError(f"`output` {output} is the data themselves; choose another file.")
+    if output.is_dir():
+        raise SettingError(f"`output` {output} is a folder; name a file in it.")
+
+
+def check_numbers(seeds: Sequence[int], steps: int | None, rows: int = 100) -> None:
+    """Refuse numbers out of their range."""
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise SettingError(f"`seeds` must name each one once, and at least one; got {list(seeds)}.")
+    if steps is not None and steps < 1:
+        raise SettingError(f"`steps` must be at least 1; got {steps}.")
+    if rows < 100:
+        raise SettingError(f"`rows` must be at least 100; got {rows}.")
+
+
+@contextmanager
+def claimed(out: Path) -> Iterator[None]:
+    """The output folder, made if it is missing, and left as it was if something fails."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        what = "holds something" if out.is_dir() else "is a file"
+        raise SettingError(f"`out` {str(out)!r} already {what}; choose another folder.")
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise SettingError(
+            f"`out` {str(out)!r} cannot be written to ({error}); choose another folder."
+        ) from None
+    try:
+        yield
+    except BaseException:
+        for path in out.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for folder in made:
+            folder.rmdir()
+        raise
+
+
+def _settings(data: Path, *given: Any) -> dict[str, Any]:
+    names = ("test_env", "task", "method", "drop", "categorical", "seeds", "steps", "rows", "out")
+    return {"data": data.name, **dict(zip(names, given, strict=True))}
+
+
+@contextmanager
+def bar(title: str, total: int, unit: str) -> Iterator[Callable[..., None]]:
+    """A progress bar on a terminal, silence elsewhere; yields the function that moves it."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:.0f}/{task.total:.0f} " + unit),
+        TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(title, total=total)
+        yield lambda **change: progress.update(task, **change)
+
+
+def _say_problem(console: Console, problem: Problem, data: Path) -> None:
+    what = f"classes {', '.join(problem.classes)}" if problem.classes else "a number"
+    console.print(f"{data.name}: {len(problem.y)} rows. Target {problem.target!r}: {what}.")
+    for kind, words in (("number", "numbers"), ("category", "categories"), ("date", "dates")):
+        names = [column.name for column in problem.columns if column.kind == kind]
+        if names:
+            console.print(f"  {len(names)} {words}: {listed(names)}")
+    for column in problem.columns:
+        if not column.used:
+            console.print(f"  left out: {column.name} ({column.note})")
+    counts = np.bincount(problem.env, minlength=len(problem.names))
+    told = [f"{name} ({count})" for name, count in zip(problem.names, counts, strict=True)]
+    console.print(
+        f"Environments {problem.env_column!r}, for training: {listed(told[: problem.n_train_envs])}"
+    )
+    if len(problem.testing):
+        console.print(f"  for the test only: {listed(told[problem.n_train_envs :])}")
+
+
+def _say_study(console: Console, study: Study, out: Path) -> None:
+    say_table(console, study.table, study.choice, "accuracy" if study.problem.classes else "R2")
+    for verdict in sorted({verdict.verdict for verdict in study.verdicts}):
+        names = [one.column for one in study.verdicts if one.verdict == verdict]
+        console.print(f"{verdict}: {listed(names, 30)}")
+    say_findings(console, study.findings)
+    say_files(console, out, study.seconds)
+
+
+def say_table(console: Console, table: Sequence[Standing], choice: Choice, unit: str) -> None:
+    """Print how each candidate did, with a mark at the one taken."""
+    shown = Table(title=f"{unit}, mean over environments (worst)")
+    for heading in ("method", "left-out envs", "left-out rows", "test", "uneven", "disagreement"):
+        shown.add_column(heading, justify="left" if heading == "method" else "right")
+    for one in table:
+        mark = "> " if one is choice.taken else "  "
+        shown.add_row(
+            mark + one.candidate.label,
+            *(_mean_and_worst(scores) for scores in (one.held_out, one.fresh, one.tested)),
+            f"{one.uneven:.2f}",
+            f"{one.disagreement:.2f}",
+        )
+    console.print(shown)
+
+
+def say_findings(console: Console, findings: Sequence[Finding]) -> None:
+    """Print the monitor's findings."""
+    colours = {"good": "green", "note": "blue", "warning": "yellow", "problem": "red"}
+    for finding in findings:
+        told = f": {finding.seen} {finding.do}".removesuffix(" Nothing.")
+        console.print(Text.assemble((finding.severity, colours[finding.severity]), told))
+
+
+def say_files(console: Console, out: Path, seconds: float) -> None:
+    """Print where everything is."""
+    console.print(f"model and {RESULT}: {out} ({seconds:.0f} s)", soft_wrap=True)
+    console.print(f"to read: {out / REPORT}", soft_wrap=True)
+
+
+def _mean_and_worst(scores: Sequence[EnvScore]) -> str:
+    if not scores:
+        return "-"
+    each = [score.score for score in scores]
+    return f"{np.mean(each):.3f} ({min(each):.3f})"
+
+
+def _say_new_values(frame: pd.DataFrame, columns: Sequence[Any]) -> None:
+    """Tell of values of categories that the model never saw."""
+    for column in columns:
+        if column.kind == "category" and OTHER not in column.levels:
+            text = as_text(frame[column.name])
+            new = sorted(set(text) - set(column.levels))
+            if new:
+                rows = int(np.isin(text, new).sum())
+                print(f"column {column.name!r}: {rows} rows with values not seen in training: {listed(new)}")

@@ -1,0 +1,170 @@
+"""What ``sparseirm fit`` and ``sparseirm predict`` do with images."""
+
+from __future__ import annotations
+
+import csv
+import io
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sparseirm.core import SettingError
+from sparseirm.data.decoding import is_image_name, rgb
+from sparseirm.experiments.executors import local
+from sparseirm.files import read_tensors, write_bytes, write_json
+from sparseirm.monitor import listed
+from sparseirm.runs import MODEL, load_model
+from sparseirm.study.assessment import probabilities
+from sparseirm.study.commands import (
+    REPORT,
+    RESULT,
+    bar,
+    check_numbers,
+    check_output,
+    claimed,
+    plain_console,
+    say_files,
+    say_findings,
+    say_table,
+)
+from sparseirm.study.image_result import as_image_result
+from sparseirm.study.image_runs import CHUNK, candidates, logits_of, rounds
+from sparseirm.study.image_study import ImageStudy, conduct_images
+from sparseirm.study.images import Images, find_images
+from sparseirm.study.report import page
+from sparseirm.training.loop import Record
+
+
+def fit_images(
+    data: Path,
+    *,
+    test_env: Sequence[str] = (),
+    method: str = "auto",
+    seeds: Sequence[int] = (0, 1, 2),
+    steps: int | None = None,
+    size: int = 32,
+    model: str = "mlp",
+    width: int | None = None,
+    densities: Sequence[float] = (),
+    workers: int | None = None,
+    out: Path = Path("out/fit"),
+) -> ImageStudy:
+    """Compare methods on images, and write network, result and report; see `sparseirm.study.fit.fit`.
+
+    Args:
+        data: a folder ENVIRONMENT/CLASS/IMAGE, or a CSV file with the columns path, label and env.
+        test_env: environments that no choice looks at.
+        method: which method to take; auto applies the rule.
+        seeds: seeds of the comparison.
+        steps: optimiser steps of every run.
+        size: pixels per side.
+        model: the network.
+        width: hidden units of the mlp's layers.
+        densities: fractions of the weights that SparseIRM keeps, each tried.
+        workers: number of processes.
+        out: folder to write to.
+
+    Returns:
+        The study.
+    """
+    check_numbers(seeds, steps)
+    images = find_images(data, test_env, size, model, width, steps)
+    tried = candidates(model == "mlp", densities)
+    console = plain_console()
+    for line in _described(images, data):
+        console.print(line)
+    with claimed(out), local(workers) as pool, tempfile.TemporaryDirectory() as folder:
+        fits = len(tried) * len(rounds(images, seeds))
+        with bar("comparing", fits, "runs") as on_fit, bar("final run", 1, "steps") as on_step:
+
+            def after_step(record: Record, steps: int) -> None:
+                on_step(completed=record.step, total=steps)
+
+            study = conduct_images(
+                images, tried, seeds, pool, Path(folder), method, lambda: on_fit(advance=1), after_step
+            )
+        settings: dict[str, Any] = {
+            "data": data.name,
+            "test_env": test_env,
+            "method": method,
+            "seeds": seeds,
+            "steps": steps,
+        }
+        settings |= {"size": size, "model": model, "width": images.recipe.width, "densities": densities}
+        result = as_image_result(study, {**settings, "out": str(out)})
+        write_bytes(out / MODEL, (Path(folder) / MODEL).read_bytes())
+        write_json(out / RESULT, result)
+        write_bytes(out / REPORT, page(result))
+    say_table(console, study.table, study.choice, "accuracy")
+    say_findings(console, study.findings)
+    say_files(console, out, study.seconds)
+    return study
+
+
+def predict_images(model: Path, data: Path, *, output: Path) -> int:
+    """Predict images with a network that ``sparseirm fit`` wrote; see `sparseirm.study.fit.predict`.
+
+    Args:
+        model: the folder that `sparseirm fit` wrote.
+        data: a folder of images, searched to the bottom, or one image.
+        output: the CSV file to write.
+
+    Returns:
+        The number of images predicted.
+
+    Raises:
+        SettingError: if there are no images, one cannot be read, or the model does not know its labels.
+    """
+    module, note = load_model(model), read_tensors(model / MODEL)[1]
+    if "labels" not in note:
+        raise SettingError(f"{model / MODEL} does not know its labels; train it with `sparseirm fit`.")
+    paths = _images_below(data)
+    check_output(output, data)
+    size, labels = int(note["input_shape"][-1]), note["labels"]
+    rows = []
+    for at in range(0, len(paths), CHUNK):
+        some = paths[at : at + CHUNK]
+        x = torch.stack([_pixels(path, size) for path in some])
+        for path, sure in zip(some, probabilities(logits_of(module, x)).tolist(), strict=True):
+            name = path.relative_to(data).as_posix() if data.is_dir() else path.name
+            rows.append([name, labels[int(np.argmax(sure))], *sure])
+    lines = io.StringIO()
+    csv.writer(lines, lineterminator="\n").writerows(
+        [["path", "prediction", *(f"probability_{label}" for label in labels)], *rows]
+    )
+    write_bytes(output, lines.getvalue().encode())
+    print(f"{len(rows)} predictions: {output}")
+    return len(rows)
+
+
+def _described(images: Images, data: Path) -> Iterator[str]:
+    counts = Counter(entry.env for entry in images.entries)
+    yield f"{data.name}: {len(images.entries)} images. Classes: {listed(images.classes)}."
+    yield f"Environments for training: {listed([f'{name} ({counts[name]})' for name in images.train_envs])}"
+    if images.test_envs:
+        yield f"  for the test only: {listed([f'{name} ({counts[name]})' for name in images.test_envs])}"
+
+
+def _images_below(data: Path) -> list[Path]:
+    """The image files of a folder, in order of their names; or the one named."""
+    if not data.exists():
+        raise SettingError(f"there is no file or folder {data}.")
+    if not data.is_dir():
+        return [data]
+    paths = sorted(path for path in data.rglob("*") if path.is_file() and is_image_name(path.name))
+    if not paths:
+        raise SettingError(f"{data} holds no images.")
+    return paths
+
+
+def _pixels(path: Path, size: int) -> Tensor:
+    """As in training: ``(3, size, size)`` in [0, 1]."""
+    image = rgb(path.read_bytes(), str(path)).resize((size, size), Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255

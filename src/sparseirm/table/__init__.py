@@ -1,0 +1,1 @@
+"""Tables from users: files to frames, frames to columns of known kind, columns to numbers."""

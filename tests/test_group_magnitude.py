@@ -1,0 +1,65 @@
+"""Gradual pruning of whole groups: columns stay or go together, the largest stay, none comes back."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+
+from sparseirm.core import Layout, Moment, SettingError
+from sparseirm.randomness import generator
+from sparseirm.sparsifiers import GroupMagnitude
+
+LAYOUT = Layout(("first", "last"), (torch.Size([2, 4]), torch.Size([1, 2])))
+WEIGHTS = torch.tensor([1.0, 2.0, 3.0, 4.0, 1.0, 2.0, 3.0, 4.0, 9.0, 9.0])
+
+
+def run(sparsifier: GroupMagnitude, weights: torch.Tensor = WEIGHTS, steps: int = 20) -> list[list[bool]]:
+    """Which groups are in use after each step."""
+    memory = sparsifier.start(weights, LAYOUT, generator(0))
+    seen = []
+    for step in range(steps):
+        sparsifier.after_step(weights, memory, Moment(step, steps, generator(0)), None)
+        seen.append(memory.kept["use"].tolist())
+    return seen
+
+
+def test_the_largest_groups_stay_and_none_comes_back() -> None:
+    used = run(GroupMagnitude(2, groups="input", budget_in="groups"))
+    assert used[0] == [True] * 4 and used[-1] == [False, False, True, True]
+    for before, after in pairwise(used):
+        assert all(earlier or not later for earlier, later in zip(before, after, strict=True))
+
+
+def test_blocks_stay_or_go_together_by_their_mean_square() -> None:
+    sparsifier = GroupMagnitude(1, groups="input", budget_in="groups", blocks=(1, 3))
+    memory = sparsifier.start(WEIGHTS, LAYOUT, generator(0))
+    assert sparsifier.mask(WEIGHTS, memory).tolist() == [False, True, True, True] * 2 + [True] * 2
+    heavy = WEIGHTS.clone()
+    heavy[0] = heavy[4] = 4.0  # 16 against (4 + 9 + 16) / 3, though the block's sum is larger
+    assert sparsifier.mask(heavy, memory).tolist() == [True, False, False, False] * 2 + [True] * 2
+    assert sparsifier.deploy(heavy, memory)[1:4].tolist() == [0, 0, 0]
+
+
+def test_a_budget_in_weights_counts_those_without_gate() -> None:
+    sparsifier = GroupMagnitude(7, groups="input")  # two of the last layer, and two inputs of two each
+    memory = sparsifier.start(WEIGHTS, LAYOUT, generator(0))
+    assert int(sparsifier.mask(WEIGHTS, memory).sum()) == 6
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"budget": 5, "budget_in": "groups"}, "1 to 4 groups"),
+        ({"budget": 3}, "leaves no room"),
+        ({"budget": 1, "budget_in": "groups", "blocks": (1, 2)}, "add up to the 4 groups"),
+        ({"budget": 1, "budget_in": "groups", "blocks": (0, 4)}, "must be positive"),
+        ({"budget": 1, "groups": "rows"}, "no kind of group"),
+        ({"budget": 1, "budget_in": "bytes"}, "no unit of a budget"),
+        ({"budget": 1, "shrink_from": 0.9}, "must hold"),
+    ],
+)
+def test_settings_without_sense_are_refused(options: dict[str, object], says: str) -> None:
+    with pytest.raises(SettingError, match=says):
+        GroupMagnitude(**{"groups": "input", **options}).start(WEIGHTS, LAYOUT, generator(0))  # type: ignore[arg-type]
