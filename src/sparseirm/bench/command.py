@@ -130,7 +130,7 @@ def _measure(names: list[str], size: Size, folder: Path, here: Mapping[str, Any]
             begun = time.monotonic()
             try:
                 part = group.measure(size)
-            except (RuntimeError, MemoryError, OSError) as error:
+            except (RuntimeError, ValueError, ArithmeticError, MemoryError, OSError) as error:
                 failures.append(f"{name} failed: {error}")
                 continue
             finally:
