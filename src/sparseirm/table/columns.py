@@ -163,7 +163,8 @@ def as_numbers(name: str, values: pd.Series) -> NDArray[np.float64]:
         at = int(strange.argmax())
         raise SettingError(
             f"column {name!r} holds numbers, but row {at + 1} has {_shown(values.iloc[at])}. Correct it, "
-            f"leave it empty, or declare the column categorical (`--categorical {name}`) if its values are names."
+            f"leave it empty, or declare the column categorical (`--categorical {name}`) if its values are "
+            "names."
         )
     if np.isinf(numbers).any():
         at = int(np.isinf(numbers).argmax())
