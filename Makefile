@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint tables test-slow docs package mutants audit clean
+.PHONY: demo test lint tables test-slow lowest bench docs package mutants audit clean
 
 demo: $(READY)                ## the main job on bundled data, in under three minutes
 	$(BIN)/sparseirm demo --out out/demo
@@ -25,15 +25,26 @@ tables: $(READY)              ## the documentation's tables and figures from res
 test-slow: $(READY)           ## checks that take minutes
 	$(BIN)/pytest -n 2 -m slow
 
+lowest: $(READY)              ## the tests with the lowest versions that pyproject.toml allows
+	$(BIN)/pip install --quiet "uv>=0.5"
+	$(BIN)/uv venv --quiet --clear $(VENV)/lowest
+	VIRTUAL_ENV=$(VENV)/lowest $(BIN)/uv pip install --quiet --resolution lowest-direct --editable ".[dev]"
+	$(VENV)/lowest/bin/pytest -n 2 -m "not slow" -W default
+
+bench: $(READY)               ## how fast it is here, on an idle machine, into results/bench; half an hour
+	$(BIN)/sparseirm bench --curves --out results/bench
+
 docs: $(READY)                ## the documentation as a website in site/
 	$(BIN)/mkdocs build --strict --quiet
 
 package: $(READY)             ## source archive and wheel in dist/
 	$(BIN)/python -m hatchling build
 
-mutants: $(READY)             ## how many changes of the mathematics no test notices; a quarter of an hour
+mutants: $(READY)             ## how many changes of the mathematics no test notices; ten minutes
 	$(BIN)/pip install --quiet "mutmut>=3.8"
 	OMP_NUM_THREADS=1 $(BIN)/mutmut run --max-children 1
+	$(BIN)/mutmut export-cicd-stats
+	cp mutants/mutmut-cicd-stats.json results/mutants/stats.json
 	$(BIN)/mutmut results
 
 audit: $(READY)               ## known vulnerabilities of what is installed; asks PyPI

@@ -19,6 +19,8 @@ from sparseirm.registry import lookup
 from sparseirm.sparsifiers import SPARSIFIERS
 from sparseirm.training.checkpoint import load_state, save_state, tensors_of
 from sparseirm.training.loop import Record, train
+from sparseirm.training.sharding import WHOLE, Sharding
+from sparseirm.training.shrinking import Shrinking
 from sparseirm.training.state import Plan, State, start
 
 
@@ -139,7 +141,14 @@ class Problem:
         sparsifier = sparsifier_named(self.sparsifier, net.layout.size)
         return net, sparsifier, start(net, sparsifier, self.plan, self.seed)
 
-    def train(self, checkpoint: Path | None = None, save_at: int = 0, resume: bool = False) -> Run:
+    def train(
+        self,
+        checkpoint: Path | None = None,
+        save_at: int = 0,
+        resume: bool = False,
+        sharding: Sharding = WHOLE,
+        shrinking: Shrinking | None = None,
+    ) -> Run:
         """Train to the end; save when ``save_at`` steps are done, or start from what was saved."""
         net, sparsifier, state = self.fresh()
         if resume and checkpoint:
@@ -152,7 +161,10 @@ class Problem:
                 save_state(checkpoint, state, {})
 
         batches = Batches(self.batch, int(self.batch.env.max()) + 1, self.batch_size, self.seed)
-        train(net, batches, BINARY, self.penalty, sparsifier, self.plan, state, self.seed, on_step)
+        train(
+            *(net, batches, BINARY, self.penalty, sparsifier, self.plan, state, self.seed, on_step),
+            *(sharding, shrinking),
+        )
         return Run(net, sparsifier, state, records)
 
 

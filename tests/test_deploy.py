@@ -462,7 +462,7 @@ def test_a_folder_of_an_earlier_version_is_refused_or_read_with_its_data(
 @pytest.mark.parametrize(
     ("flags", "line"),
     [
-        (["nowhere"], "`source` 'nowhere' holds no model.safetensors; name a folder of `train --out`."),
+        (["nowhere"], "holds no model.safetensors; name a folder of `train --out` or `fit --out`"),
         (["RUN", "--out", "model.pt"], "`out` must end in .onnx or .safetensors; got 'model.pt'."),
         (["RUN", "--out", "RUN/model.safetensors"], "exists already; choose another name."),
         (["RUN", "--batch-sizes", "0"], "`batch_sizes` must be at least 1; got 0."),

@@ -1,5 +1,6 @@
 """What the documentation says is run, and its numbers come from the committed results."""
 
+import json
 import re
 import shlex
 from dataclasses import replace
@@ -14,11 +15,14 @@ from sparseirm.experiments.store import Store
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+TUTORIALS = [page for page in PAGES if page.name.startswith("tutorial-")]
 
 
 def blocks(language: str) -> list[tuple[str, str]]:
     found = []
     for page in PAGES:
+        if page in TUTORIALS:
+            continue
         for number, block in enumerate(re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)):
             found.append((f"{page.name}-{number}", block))
     return found
@@ -33,6 +37,10 @@ def test_python_blocks_run(name: str, block: str, tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize(("name", "block"), blocks("sh"))
 def test_shell_blocks_run(name: str, block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    run_shell(block)
+
+
+def run_shell(block: str) -> None:
     makefile = (ROOT / "Makefile").read_text()
     for line in block.splitlines():
         program, *arguments = shlex.split(line, comments=True)
@@ -40,6 +48,20 @@ def test_shell_blocks_run(name: str, block: str, tmp_path: Path, monkeypatch: py
             assert re.search(rf"^{arguments[0]}:", makefile, re.MULTILINE)
         else:
             assert program == "sparseirm" and main(arguments) == 0
+
+
+@pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.name)
+def test_a_tutorial_runs_from_top_to_bottom(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = re.findall(r"```(python|sh)\n(.*?)```", page.read_text(), re.DOTALL)
+    assert found
+    for number, (language, block) in enumerate(found):
+        if language == "sh":
+            run_shell(block)
+        else:
+            exec(compile(block, f"{page.name}-{number}", "exec"), {})
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -58,6 +80,15 @@ def test_links_between_pages_lead_somewhere() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_tables_are_those_of_the_committed_results(page: Path) -> None:
     assert filled(page.read_text(), ROOT) == page.read_text(), "run `make tables`"
+
+
+def test_the_mutation_score_is_that_of_the_last_run() -> None:
+    counts = json.loads((ROOT / "results" / "mutants" / "stats.json").read_text())
+    assert (
+        f"{counts['killed']} of {counts['total']} in the last run"
+        in (ROOT / "docs" / "guarantees.md").read_text()
+    )
+    assert counts["killed"] + counts["survived"] == counts["total"]
 
 
 def test_a_table_is_made_of_the_runs_it_names(tmp_path: Path) -> None:

@@ -127,6 +127,19 @@ def test_folder_and_list_give_the_same_study(root: Path, tmp_path: Path) -> None
         assert results[0][part] == results[1][part]
 
 
+def test_images_that_are_in_two_environments_are_told_of(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "images")
+    for number in range(3):
+        (root / "b" / "cat" / f"{number}.png").write_bytes(
+            (root / "a" / "cat" / f"{number}.png").read_bytes()
+        )
+    images = find_images(root, size=8, width=4, steps=1)
+    with ThreadPoolExecutor(1) as pool:
+        study = conduct_images(images, candidates(True)[:2], [0], pool, tmp_path / "out")
+    (copies,) = [finding for finding in study.findings if finding.name == "copies"]
+    assert copies.severity == "warning" and copies.seen.startswith("6 of 60 images")
+
+
 # What is written.
 
 

@@ -108,8 +108,25 @@ def end(folder: Path, moments: list[Callable[[Any], None]]) -> int:
     return kills
 
 
-def sometime(noise: random.Random) -> Callable[[Any], None]:
-    return lambda process: process.join(noise.uniform(0, 1))
+def written(path: Path) -> int:
+    """When the file was last replaced; 0 if there is none."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+def sometime(noise: random.Random, folder: Path) -> Callable[[Any], None]:
+    """A moment some steps later, in whatever the run is doing then, however fast the machine is."""
+
+    def wait(process: Any) -> None:
+        for _ in range(noise.randrange(5)):
+            before = written(folder / CHECKPOINT)
+            while process.is_alive() and written(folder / CHECKPOINT) == before:
+                pass
+        process.join(noise.uniform(0, 0.01))
+
+    return wait
 
 
 def while_writing(folder: Path) -> Callable[[Any], None]:
@@ -124,7 +141,7 @@ def test_a_run_killed_while_it_trains_or_writes_ends_as_if_never_disturbed(
     whole: Path, tmp_path: Path
 ) -> None:
     noise = random.Random(0)
-    moments = [moment for _ in range(6) for moment in (sometime(noise), while_writing(tmp_path))]
+    moments = [moment for _ in range(6) for moment in (sometime(noise, tmp_path), while_writing(tmp_path))]
     assert end(tmp_path, moments) >= 6
     assert_same_run(tmp_path, whole)
 
@@ -134,7 +151,9 @@ def test_two_hundred_kills_at_random_moments_change_nothing(whole: Path, tmp_pat
     noise, kills, rounds = random.Random(1), 0, 0
     while kills < 200:
         folder = tmp_path / str(rounds)
-        kills += end(folder, [noise.choice((sometime(noise), while_writing(folder))) for _ in range(20)])
+        kills += end(
+            folder, [noise.choice((sometime(noise, folder), while_writing(folder))) for _ in range(20)]
+        )
         assert_same_run(folder, whole)
         rounds += 1
         assert rounds < 60

@@ -251,6 +251,18 @@ def test_penalties_on_gradients_and_features_work_with_a_resnet18(
     assert gradient.isfinite().all() and gradient.count_nonzero() > 0
 
 
+def test_a_representation_in_bfloat16_is_copied_to_float32_only_for_who_reads_it() -> None:
+    net = network(nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 1)))
+    weights, others, buffers = net.parts()
+    with torch.autocast("cpu", torch.bfloat16), net.watched() as coarse:
+        logits, features = net.outputs(torch.ones(4, 3), weights, others, buffers)
+    out = Outputs(logits, torch.ones(4), torch.zeros(4, dtype=torch.int64), 1, BINARY, features=features)
+    assert callable(features) and callable(vars(out)["features"])
+    assert coarse[0].dtype == torch.bfloat16
+    assert out.features is not None and out.features.dtype == torch.float32
+    assert torch.equal(out.features, coarse[0].float())
+
+
 @pytest.mark.parametrize("name", ["fishr", "coral", "ib_irm"])
 def test_penalties_on_features_refuse_a_network_without_a_linear_head(name: str) -> None:
     with pytest.raises(

@@ -19,6 +19,7 @@ from sparseirm.data import DataSet, own
 from sparseirm.data.own import folder, manifest
 from sparseirm.experiments.store import Store
 from sparseirm.experiments.sweep import carry_out, pinned, sweep
+from sparseirm.experiments.variants import variants
 from sparseirm.files import read_json
 from sparseirm.recipe import Recipe
 from sparseirm.runs import run
@@ -66,6 +67,15 @@ def test_every_image_is_in_one_split_with_its_label_and_environment(root: Path) 
             assert known[image] == (part.names[env], KINDS[y])
             seen.append(image)
     assert sorted(seen) == sorted(known)
+
+
+def test_without_a_test_environment_all_train(root: Path) -> None:
+    data = of_folder(root, test_envs=())
+    assert data.test is None and data.train.names == ENVIRONMENTS
+    own_run = Recipe(data="folder", test_envs=(), data_options={"size": 12}, method="erm", width=2, steps=1)
+    assert set(run(own_run, data_root=str(root)).last) == {"train", "val"}
+    with pytest.raises(SettingError, match="`test_envs` must name an environment"):
+        variants(Recipe(data="folder", test_envs=()), ["erm"], ["rex"])
 
 
 def test_folder_and_table_of_the_same_images_are_the_same_data(root: Path) -> None:
@@ -220,13 +230,17 @@ def test_a_place_that_is_not_there_is_named(data: Any, tmp_path: Path) -> None:
         data(str(tmp_path / "nowhere"), test_envs=["c"])
 
 
-def test_images_that_would_fill_the_memory_are_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_that_would_fill_the_memory_are_kept_on_disk(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     needed = 60 * 3 * 12 * 12 * 4
     monkeypatch.setattr(own, "_memory", lambda: 2 * needed)
-    of_folder(root)
+    usual = of_folder(root)
     monkeypatch.setattr(own, "_memory", lambda: 2 * needed - 2)
-    with pytest.raises(SettingError, match=r"60 images of 12 x 12 pixels need .* Lower `size`"):
-        of_folder(root)
+    with pytest.warns(UserWarning, match=r"60 images of 12 x 12 pixels need .* lower `size`"):
+        large = of_folder(root)
+    for name, split in usual.splits.items():
+        assert torch.equal(split.samples.x, large.splits[name].samples.x)
     monkeypatch.undo()
     assert (own._memory() or 1 << 31) > 1 << 28
 

@@ -163,6 +163,18 @@ def test_a_guess_does_not_change_the_result(scores: np.ndarray, share: float, gu
     torch.testing.assert_close(warm, cold, rtol=0, atol=2 * rounding(scores))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("above", [True, False])
+def test_the_slope_counts_the_scores_that_move(above: bool, dtype: torch.dtype) -> None:
+    """Also those on an edge, and those that a multiplier in float64 tells apart from one in float32."""
+    s = torch.rand(3000, generator=generator(0), dtype=dtype) * 2.4 - 0.2
+    for v in (0.0, 0.3, float(s[7]), float(s[7]) - 1, float(s[7]) + 1e-12, float(s[7]) - 1e-12):
+        t = s.double() - v
+        moving = (t > 0) & (t <= 1) if above else (t >= 0) & (t < 1)
+        multiplier = torch.tensor(v, dtype=torch.float64)
+        assert projection._moving(s, multiplier, torch.tensor(above)) == moving.sum(), v
+
+
 def test_a_good_guess_saves_passes(passes: Callable[[], int]) -> None:
     scores = torch.rand(10_000, generator=generator(0), dtype=torch.float64)
     v = project(scores.clone(), 1000.0)

@@ -137,10 +137,12 @@ def test_an_interrupt_in_the_middle_of_a_step_is_as_harmless(
             signal.raise_signal(signal.SIGINT)
         original(self, weights, memory, now, gradient)
 
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background
     with monkeypatch.context() as patch:
         patch.setattr(ProbMask, "after_step", press)
         with pytest.raises(KeyboardInterrupt):
             run(TINY, out=tmp_path)
+    signal.signal(signal.SIGINT, before)
     run(TINY, out=tmp_path, resume=True)
     assert_same_result(finished, tmp_path)
 

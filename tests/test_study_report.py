@@ -63,7 +63,7 @@ def result() -> dict[str, Any]:
 def changed(result: dict[str, Any], **candidates: dict[str, Any]) -> dict[str, Any]:
     """The result with other standings, and without findings."""
     new = copy.deepcopy(result)
-    new["findings"] = []
+    new["findings"], new["columns"] = [], None
     for one in new["comparison"]["candidates"]:
         one |= candidates.get(one["name"].replace("-", "_"), {})
     return new
@@ -91,6 +91,15 @@ def test_the_headline_says_when_plain_training_is_as_good(result: dict[str, Any]
     assert unsure.kind == "odd" and unsure.title.startswith("ERM is as good here, but")
     asked = compared(result, "sparseirm", -0.1, 0.1, erm=True, sparseirm=True)
     assert asked.kind == "odd" and asked.title.startswith("ERM is as good here as SparseIRM")
+
+
+def test_the_headline_warns_of_plain_training_on_columns_that_look_spurious(result: dict[str, Any]) -> None:
+    new = changed(result, erm={"invariant": True})
+    new["comparison"]["taken"] = "erm"
+    assert headline(new).kind == "good"
+    verdicts = [{"column": "trap", "verdict": "spurious-looking"}, {"column": "age", "verdict": "stable"}]
+    warned = headline({**new, "columns": {"verdicts": verdicts}})
+    assert warned.kind == "odd" and warned.words[0].startswith("ERM uses trap: ")
 
 
 def test_the_headline_follows_the_interval_and_the_invariance(result: dict[str, Any]) -> None:

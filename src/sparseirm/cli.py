@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from sparseirm.bench.command import bench
 from sparseirm.core import NonFiniteError, SettingError
 from sparseirm.deploy import export
 from sparseirm.doctor import doctor
@@ -42,6 +43,7 @@ from sparseirm.recipe import Recipe
 from sparseirm.runs import Point, Result, run
 from sparseirm.study.fit import fit, predict
 from sparseirm.training.loop import Record
+from sparseirm.training.sharding import first_process
 
 Flat = tyro.conf.arg(name="")
 
@@ -53,11 +55,14 @@ def train(
     out: Path | None = None,
     resume: bool = False,
     device: str = "cpu",
+    micro_batch: int | None = None,
+    shrink: bool = False,
 ) -> Result:
     """Train one model and say how it does in every environment.
 
     Writes ``result.json`` (the whole recipe, versions, accuracy of every environment along the way and at
-    the last step, density asked and reached, seconds) and ``model.safetensors`` to ``--out``.
+    the last step, density asked and reached, seconds) and ``model.safetensors`` to ``--out``. Started by
+    torchrun, several processes train it together, with the same result up to rounding; see docs/scaling.md.
 
     Example: sparseirm train --data colored_digits --method sparseirm --penalty rex --out out/rex
 
@@ -67,13 +72,32 @@ def train(
         out: folder for the result and the model; nothing is written without it.
         resume: go on with the run in `--out`, from its last checkpoint.
         device: where to compute, such as cpu or cuda.
+        micro_batch: samples per pass through the network, to save memory; the result is the same up to
+            rounding.
+        shrink: once the mask is decided, run a smaller network without its dead units; the result is the same
+            up to rounding, and says what that saved.
 
     Returns:
         The result.
     """
     recipe = recipe.resolved()
-    with _bar(label(recipe), recipe.total_steps) as on_step:
-        result = run(recipe, data_root=data_root, out=out, resume=resume, device=device, on_step=on_step)
+    with _bar(label(recipe), recipe.total_steps, shown=first_process()) as on_step:
+        result = run(
+            recipe,
+            data_root=data_root,
+            out=out,
+            resume=resume,
+            device=device,
+            on_step=on_step,
+            micro_batch=micro_batch,
+            shrink=shrink,
+        )
+    if first_process():
+        _print(result)
+    return result
+
+
+def _print(result: Result) -> None:
     console = Console(width=100)
     for number, found in enumerate(result.inferred or []):
         rate = found["agreement"]
@@ -89,7 +113,13 @@ def train(
         f"in {result.seconds:.0f} s",
         highlight=False,
     )
-    return result
+    if result.shrunk:
+        flops, seconds = (result.shrunk[name] for name in ("flops_per_step", "seconds_per_pass"))
+        console.print(
+            f"with its mask decided the network took {flops['after'] / flops['before']:.0%} of the FLOPs and "
+            f"{seconds['after'] / seconds['before']:.0%} of the time for a pass",
+            highlight=False,
+        )
 
 
 def compare(
@@ -198,6 +228,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "reproduce": reproduce,
     "report": report,
     "ablation": ablation,
+    "bench": bench,
 }
 
 
@@ -278,7 +309,7 @@ def _plain_table(headings: Sequence[str], lines: Iterable[Sequence[str]], title:
 
 
 @contextmanager
-def _bar(title: str, total: int) -> Iterator[Callable[[Record, Sequence[Point]], None]]:
+def _bar(title: str, total: int, shown: bool) -> Iterator[Callable[[Record, Sequence[Point]], None]]:
     """A progress bar on a terminal, silence elsewhere; yields the function that moves it."""
     columns = (
         TextColumn("{task.description}"),
@@ -288,7 +319,7 @@ def _bar(title: str, total: int) -> Iterator[Callable[[Record, Sequence[Point]],
         TimeRemainingColumn(),
     )
     console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with Progress(*columns, console=console, disable=not (shown and console.is_terminal)) as progress:
         task = progress.add_task(title, total=total, note="")
 
         def advance(record: Record, trajectory: Sequence[Point]) -> None:

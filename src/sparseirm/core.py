@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 from torch import Generator, Tensor
@@ -53,6 +53,24 @@ class Loss:
     classifies: bool = True
 
 
+class OnDemand:
+    """A field that holds a tensor, None, or a function that is called for it when it is first read."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, instance: object | None, owner: type | None = None) -> Tensor | None:
+        if instance is None:  # what a dataclass takes for the default
+            return None
+        value = instance.__dict__[self.name]
+        if callable(value):
+            value = instance.__dict__[self.name] = value()
+        return cast(Tensor | None, value)
+
+    def __set__(self, instance: object, value: Tensor | Callable[[], Tensor] | None) -> None:
+        instance.__dict__[self.name] = value
+
+
 @dataclass(frozen=True)
 class Outputs:
     """What one forward pass gives a penalty: logits, labels, environments, and the loss.
@@ -64,7 +82,8 @@ class Outputs:
         n_envs: number of environments; every one of them has a sample here.
         loss: the loss per sample.
         weight: ``(n,)`` non-negative sample weights, or None for equal ones.
-        features: ``(n, h)`` inputs of the last linear layer (the representation), or None without one.
+        features: ``(n, h)`` inputs of the last linear layer (the representation), or None without one. May be
+            given as a function, which is called only if a penalty reads them.
         parameters: the weights this pass ran with, for penalties on gradients.
         noise: source of randomness for penalties that draw, a function of seed and step only.
 
@@ -81,7 +100,7 @@ class Outputs:
     n_envs: int
     loss: Loss
     weight: Tensor | None = None
-    features: Tensor | None = None
+    features: OnDemand = OnDemand()
     parameters: tuple[Tensor, ...] = ()
     noise: Generator | None = None
 
@@ -196,7 +215,9 @@ class Sparsifier(Protocol):
 
     All vectors are flat, shape ``(d,)``; `Layout` says which tensor each stretch belongs to.
     Attributes that a sparsifier must have besides: ``budget`` (K, number of weights kept at the end)
-    and ``score_lr`` (learning rate of ``memory.learned``).
+    and ``score_lr`` (learning rate of ``memory.learned``). One whose mask is decided before the run is over
+    may say so with a method ``final_mask(weights, memory, now)``, which gives the mask from the moment on in
+    which it stays as it is and gradients of other weights are of no use, and None before.
     """
 
     @property

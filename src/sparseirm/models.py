@@ -51,6 +51,9 @@ def mlp(input_shape: tuple[int, ...], n_outputs: int, width: int | None) -> nn.M
 Maker = Callable[[tuple[int, ...], int, int | None], nn.Module]
 """``(input_shape, n_outputs, width) -> module``, with one logit for two classes."""
 
+Features = Tensor | Callable[[], Tensor] | None
+"""A representation ``(n, h)``, a function that gives it, or None where there is none."""
+
 MODELS: dict[str, Maker] = {"mlp": mlp}
 """The networks of this package by name: those that have a ``width``."""
 
@@ -177,24 +180,29 @@ class Network:
         """Whether the module has convolutions over images."""
         return any(isinstance(module, nn.Conv2d) for module in self.module.modules())
 
+    @cached_property
+    def head(self) -> str | None:
+        """Name of the last linear layer, whose inputs are the representation; None if there is none."""
+        linear = [name for name, module in self.module.named_modules() if isinstance(module, nn.Linear)]
+        return linear[-1] if linear else None
+
     @contextmanager
     def watched(self) -> Iterator[list[Tensor]]:
         """Collect the representation: what the last linear layer is given while the context is open.
 
-        Yields a list that holds one tensor ``(n, h)``, float32, after a forward pass; it stays empty if the
-        module has no linear layer or its input has another number of dimensions.
+        Yields a list that holds one tensor ``(n, h)``, bfloat16 under autocast, after a forward pass; it
+        stays empty if the module has no linear layer or its input has another number of dimensions.
         """
         seen: list[Tensor] = []
-        head = next((m for m in reversed(list(self.module.modules())) if isinstance(m, nn.Linear)), None)
-        if head is None:
+        if self.head is None:
             yield seen
             return
 
         def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             if inputs[0].ndim == 2:
-                seen[:] = [inputs[0].float()]
+                seen[:] = [inputs[0]]
 
-        handle = head.register_forward_pre_hook(note)
+        handle = self.module.get_submodule(self.head).register_forward_pre_hook(note)
         try:
             yield seen
         finally:
@@ -218,6 +226,18 @@ class Network:
         self.module.train(training)
         logits = self.call(x, effective, others, buffers).float()
         return logits[:, 0] if logits.ndim == 2 and logits.shape[1] == 1 else logits
+
+    def outputs(
+        self, x: Tensor, effective: Tensor, others: Tensors, buffers: Tensors
+    ) -> tuple[Tensor, Features]:
+        """Logits of a training pass, as of `logits`, and the representation of `watched`, if there is one.
+
+        The representation is a function that gives it in float32: under autocast that is a copy, which only
+        penalties that read it should pay for.
+        """
+        with self.watched() as features:
+            logits = self.logits(x, effective, others, buffers, training=True)
+        return logits, features[0].float if features else None
 
     def call(self, x: Tensor, effective: Tensor, others: Tensors, buffers: Tensors) -> Tensor:
         """What the module gives for ``x``, in the mode it is in; images for convolutions go channels last."""

@@ -389,7 +389,7 @@ class Recipe:
         if self.sparsifier == "dense":
             raise SettingError("`sparsifier` dense keeps every weight; choose method erm or irm instead.")
         maker: Any = lookup("sparsifier", SPARSIFIERS, str(self.sparsifier))
-        known = {f.name: f.default for f in fields(maker) if f.name != "budget"}
+        known = {f.name: f.default for f in fields(maker) if isinstance(f.default, (bool, int, float, str))}
         return options(f"sparsifier {self.sparsifier!r}", known, self.sparsifier_options)
 
     def count(self, d: int, n_train: int) -> int:

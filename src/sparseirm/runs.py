@@ -8,7 +8,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -36,9 +36,11 @@ from sparseirm.inference import in_inferred_environments
 from sparseirm.models import Network, build, maker, network
 from sparseirm.randomness import generator, seed_of
 from sparseirm.recipe import Recipe
-from sparseirm.training.checkpoint import load_state, save_state
+from sparseirm.training.checkpoint import load_state, save_state, tensors_of
 from sparseirm.training.loop import Record
 from sparseirm.training.precision import onednn_routed
+from sparseirm.training.sharding import Sharding, joined
+from sparseirm.training.shrinking import Shrinking, check_shrinkable
 from sparseirm.training.stages import Stage, enter, train_stages
 from sparseirm.training.state import State
 
@@ -98,11 +100,14 @@ class Result:
         budget: K, the number of weights asked for.
         kept: number of ones in the final mask.
         seconds: time spent training and evaluating, over all resumed pieces.
-        environment: versions, processor, threads. If the run was resumed where one of these differs,
-            ``resumed_on`` lists that environment: the same bits are only promised within one.
+        environment: versions, processor, threads; how the work was divided, if it was. If the run was
+            resumed where one of these differs, ``resumed_on`` lists that environment: the same bits are only
+            promised within one.
         inferred: what the inferred environments are, as of `sparseirm.inference.described`; None if the
             data set's own were used. Scores are always of the data set's own.
         source_note: what one should know about the files behind the data, such as that they are JPEG.
+        shrunk: what running a smaller network saved, if that was asked for: see
+            `sparseirm.training.shrinking.Shrinking`; of the last piece, if the run was resumed.
         version: the `RESULTS` of the code that made it.
     """
 
@@ -115,6 +120,7 @@ class Result:
     environment: dict[str, Any] = field(default_factory=dict)
     inferred: list[dict[str, Any]] | None = None
     source_note: str | None = None
+    shrunk: dict[str, Any] | None = None
     version: int = 1
 
     @property
@@ -127,6 +133,8 @@ class Result:
         density = {"asked": self.budget / self.n_weights, "reached": self.kept / self.n_weights}
         last = {name: asdict(score) for name, score in self.last.items()}
         fields = {**asdict(self), "recipe": self.recipe.to_json()}
+        if self.shrunk is None:
+            del fields["shrunk"]
         return {**fields, "status": "done", "density": density, "last": last}
 
     @staticmethod
@@ -155,19 +163,29 @@ def run(
     device: str = "cpu",
     on_step: Callable[[Record, list[Point]], None] = lambda record, trajectory: None,
     checkpoint_seconds: float | None = None,
+    micro_batch: int | None = None,
+    shrink: bool = False,
 ) -> Result:
     """Carry out a recipe.
+
+    Processes that torchrun started, or of a process group that exists, carry it out together; the first of
+    them writes the files. See docs/scaling.md.
 
     Args:
         recipe: what to run.
         data_root: folder of the data files, for data sets that are not embedded.
         out: folder for ``result.json``, ``model.safetensors`` and, on the way, a checkpoint.
         resume: go on from the checkpoint in ``out``, or return its result if it is finished.
-        device: where to compute: ``cpu``, ``cuda``, ``cuda:1`` ...
+        device: where to compute: ``cpu``, ``cuda``, ``cuda:1`` ...; with several processes ``cuda`` gives
+            each its own.
         on_step: called after every step with its record, whose steps are counted through all stages, and the
             trajectory so far.
         checkpoint_seconds: time between two checkpoints; None takes it from the environment variable
             ``SPARSEIRM_CHECKPOINT_SECONDS``, and if that is not set, 30.
+        micro_batch: samples per pass through the network, to save memory at the cost of a second forward
+            pass; gradients are those of the whole batch all the same. None for the whole batch.
+        shrink: once the mask is decided, compute no more for every sample what it has made constant or
+            unread; the result is the same up to rounding.
 
     Returns:
         The result, which is also in ``out``.
@@ -175,7 +193,7 @@ def run(
     Raises:
         SettingError: if the recipe cannot be run, its data files are not to be had, ``device`` cannot be
             used, or ``out`` holds another run, any run without ``resume``, or a damaged file, is in use by
-            another process, or cannot be written to.
+            another process, or cannot be written to; or if the work cannot be divided that way.
         NonFiniteError: if risk or penalty become NaN or infinite.
 
     Example:
@@ -183,31 +201,40 @@ def run(
         >>> sorted(result.last), result.trajectory[-1].step
         (['test', 'train', 'val'], 20)
     """
-    recipe, place = recipe.resolved().pinned(data_root), _device(device)
     pause = _checkpoint_seconds() if checkpoint_seconds is None else checkpoint_seconds
-    with _held(None if out is None else Path(out)) as folder:
-        return _run(recipe, data_root, folder, resume, place, on_step, pause)
+    with joined(device, micro_batch) as (sharding, device), ExitStack() as open_until_the_end:
+        recipe, place = recipe.resolved().pinned(data_root), _device(device)
+        folder, finished = None if out is None else Path(out), None
+        with sharding.first_process_first():
+            if folder is not None:
+                if sharding.rank == 0:
+                    open_until_the_end.enter_context(_held(folder))
+                finished = _claim(folder, recipe, resume)
+        sharding.check_alike("results found", {}, str(finished is None))
+        shrinking = Shrinking() if shrink else None
+        return finished or _run(recipe, data_root, folder, place, on_step, pause, sharding, shrinking)
 
 
 def _run(
     recipe: Recipe,
     data_root: str | None,
     folder: Path | None,
-    resume: bool,
     place: torch.device,
     on_step: Callable[[Record, list[Point]], None],
     checkpoint_seconds: float,
+    sharding: Sharding,
+    shrinking: Shrinking | None,
 ) -> Result:
     """What `run` does with a resolved recipe, in a folder that is its own."""
-    machine = environment(place)
-    if folder is not None:
-        finished = _claim(folder, recipe, resume)
-        if finished:
-            return finished
+    machine = environment(place) | _division(sharding, shrinking)
     data = recipe.make_data(data_root).to(place)
     net = network(_module(recipe, data).to(place))
     stages = recipe.stages(net.layout.size, len(data.train))
+    if shrinking:
+        check_shrinkable(net, [stage.sparsifier for stage in stages], data.train.samples.x)
     state, trajectory, seconds, machine = _restored(folder, net, stages, recipe.seed, machine)
+    sharding.check_alike("recipe or first state", tensors_of(state), f"{recipe} {state.stage} {state.step}")
+    folder = folder if sharding.rank == 0 else None  # the others only read in it
     begun = saved = time.monotonic()
     training, inferred = training_split(recipe, data)
     total = sum(stage.plan.steps for stage in stages)
@@ -231,12 +258,14 @@ def _run(
     batches = _batches(recipe, training)
     try:
         state = train_stages(
-            net, batches, recipe.loss(data), recipe.make_penalty(), stages, state, recipe.seed, after_step
+            *(net, batches, recipe.loss(data), recipe.make_penalty(), stages, state, recipe.seed),
+            *(after_step, sharding, shrinking),
         )
     except KeyboardInterrupt:
         if folder and whole:
             _save(folder, whole, recipe, trajectory, spent(), machine)
         raise
+    sharding.check_alike("weights", tensors_of(state))
     sparsifier = stages[-1].sparsifier
     mask = sparsifier.mask(state.weights.detach(), state.memory)
     result = Result(
@@ -249,6 +278,7 @@ def _run(
         environment=machine,
         inferred=inferred,
         source_note=data.source_note,
+        shrunk=shrinking.saved if shrinking else None,
         version=RESULTS,
     )
     if folder:
@@ -361,6 +391,13 @@ def environment(device: torch.device) -> dict[str, Any]:
     }
 
 
+def _division(sharding: Sharding, shrinking: Shrinking | None) -> dict[str, Any]:
+    """How the work is divided or made less, as far as it is."""
+    found = {} if sharding.ranks == 1 else {"processes": sharding.ranks}
+    found |= {} if sharding.micro_batch is None else {"micro_batch": sharding.micro_batch}
+    return found | ({} if shrinking is None else {"shrink": True})
+
+
 def _module(recipe: Recipe, data: DataSet) -> nn.Module:
     return _built(recipe, tuple(data.train.samples.x.shape[1:]), data.n_outputs)
 
@@ -407,11 +444,8 @@ def _checkpoint_seconds() -> float:
 
 
 @contextmanager
-def _held(folder: Path | None) -> Iterator[Path | None]:
+def _held(folder: Path) -> Iterator[None]:
     """The output folder, in nobody else's hands, and without files that a killed process began."""
-    if folder is None:
-        yield None
-        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -428,7 +462,7 @@ def _held(folder: Path | None) -> Iterator[Path | None]:
         for name in (RESULT, MODEL, CHECKPOINT):
             remove_parts(folder / name)
         try:
-            yield folder
+            yield
         finally:
             (folder / LOCK).unlink(missing_ok=True)
 

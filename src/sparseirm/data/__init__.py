@@ -6,6 +6,7 @@ from typing import Any
 
 from sparseirm.data import objects, own, paired
 from sparseirm.data.colored import colored_mnist, defaults, full_colored_mnist
+from sparseirm.data.disk import mapped as mapped
 from sparseirm.data.environments import Batch, Batches, DataSet, Split
 from sparseirm.data.objects import colored_object, photos_on_colors
 from sparseirm.data.own import folder, manifest

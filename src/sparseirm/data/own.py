@@ -24,6 +24,7 @@ from torch import Tensor
 from sparseirm.core import SettingError
 from sparseirm.data.construction import require
 from sparseirm.data.decoding import is_image_name, rgb
+from sparseirm.data.disk import on_disk
 from sparseirm.data.environments import Batch, DataSet, Split
 from sparseirm.files import digest
 from sparseirm.randomness import generator
@@ -179,7 +180,7 @@ def own_images(
 
     Raises:
         SettingError: if an argument is out of its range, an image cannot be read, there are too few
-            environments or classes, or the images would not fit into memory.
+            environments or classes, or the images fit neither into memory nor onto the disk.
     """
     require(
         type(size) is int and 8 <= size <= 1024,
@@ -196,16 +197,16 @@ def own_images(
     found = entries(data_root)
     training, testing = _environments(found, test_envs, data_root)
     _check_classes(found, training, testing)
-    _check_memory(len(found), size)
+    room = _room(len(found), size)
     classes = tuple(sorted({entry.label for entry in found}))
     train, val = _held_out([entry for entry in found if entry.env in training], seed, val_fraction)
     test = [entry for entry in found if entry.env in testing]
     _warn_of_copies(train, {"validation": val, "test": test})
     return DataSet(
         name=name,
-        train=_split(train, training, classes, size),
-        val=_split(val, training, classes, size) if val else None,
-        test=_split(test, testing, classes, size) if test else None,
+        train=_split(train, training, classes, room, size),
+        val=_split(val, training, classes, room, size) if val else None,
+        test=_split(test, testing, classes, room, size) if test else None,
         loss="binary" if len(classes) == 2 else "multiclass",
         n_outputs=1 if len(classes) == 2 else len(classes),
         label_names=classes,
@@ -305,9 +306,13 @@ def _held_out(entries: Sequence[Entry], seed: int, share: float) -> tuple[list[E
 
 
 def _split(
-    entries: Sequence[Entry], environments: tuple[str, ...], classes: tuple[str, ...], size: int
+    entries: Sequence[Entry],
+    environments: tuple[str, ...],
+    classes: tuple[str, ...],
+    room: Callable[[tuple[int, ...]], Tensor],
+    size: int,
 ) -> Split:
-    x = torch.empty(len(entries), 3, size, size)
+    x = room((len(entries), 3, size, size))
     for image, entry in zip(x, entries, strict=True):
         image[:] = _pixels(entry.path, size)
     y = torch.tensor([classes.index(entry.label) for entry in entries], dtype=torch.int64)
@@ -332,14 +337,18 @@ def _warn_of_copies(train: Sequence[Entry], others: dict[str, Sequence[Entry]]) 
             )
 
 
-def _check_memory(n: int, size: int) -> None:
-    """Refuse what would take more than half of the machine's memory; it would be killed without a word."""
+def _room(n: int, size: int) -> Callable[[tuple[int, ...]], Tensor]:
+    """What makes room for images: in half of the machine's memory if they fit, otherwise on disk."""
     needed, there = n * 3 * size**2 * 4, _memory()
-    if there is not None and needed > there / 2:
-        raise SettingError(
-            f"{n} images of {size} x {size} pixels need {needed / 1e9:.1f} GB of memory; this machine has "
-            f"{there / 1e9:.1f} GB. Lower `size`."
-        )
+    if there is None or needed <= there / 2:
+        return torch.empty
+    warnings.warn(
+        f"{n} images of {size} x {size} pixels need {needed / 1e9:.1f} GB, and this machine has "
+        f"{there / 1e9:.1f} GB of memory: they are kept in a temporary file. Train on minibatches "
+        "(`batch_size`), or lower `size`",
+        stacklevel=3,
+    )
+    return on_disk
 
 
 def _memory() -> int | None:

@@ -56,7 +56,7 @@ def export(
     ``.onnx`` holds the network without dead units, for any runtime; it is written only if ONNX Runtime gives
     the same outputs. ``.safetensors`` holds one bit per weight and the values that are kept, for
     `sparseirm.deploy.load_compact`. Neither needs the training data. Of a table's model the ONNX file takes
-    the values of the columns in use, as its metadata tells, and `sparseirm.deploy.load_table` reads the other.
+    the values of the columns in use, as its metadata tells; `sparseirm.deploy.load_table` reads the other.
 
     Prints size and latency of the dense network, of the one without dead units, and of that one with sparse
     matrices, on this machine and with its default number of threads.
@@ -98,7 +98,7 @@ ENDINGS = (".onnx", ".safetensors")
 
 @dataclass(frozen=True)
 class _Opened:
-    """A model that can be written: the dense module, the same without dead units, and how each file is made."""
+    """A model that can be written: the module, the same without dead units, and how each file is made."""
 
     module: nn.Module
     compaction: Compaction

@@ -17,7 +17,7 @@ from torch.fx import Node
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from sparseirm.core import SettingError
-from sparseirm.deploy.graph import TIED, Step, steps
+from sparseirm.graph import TIED, Step, steps
 from sparseirm.randomness import generator
 
 TOLERANCE = 1e-9

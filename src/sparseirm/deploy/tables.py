@@ -23,8 +23,8 @@ from sparseirm.table.encoding import Encoding
 class FromValues(nn.Module):
     """A network together with what makes its inputs: values of columns in, logits or predictions out.
 
-    Numbers are standardised, missing ones count as the mean (and set their indicator, if the column had any in
-    training), and a category becomes one input per level, all zero for a level that training never saw.
+    Numbers are standardised, missing ones count as the mean (and set their indicator, if the column had any
+    in training), and a category becomes one input per level, all zero for a level that training never saw.
 
     Args:
         encoding: how values become inputs.
@@ -64,7 +64,7 @@ class FromValues(nn.Module):
             self.register_buffer(name, torch.tensor(floats, dtype=torch.float64))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits ``(n, k)`` or predictions ``(n, 1)`` of values ``(n, n_columns)``, float64 with NaN for missing."""
+        """Logits ``(n, k)`` or predictions of values ``(n, n_columns)``, float64, NaN if missing."""
         pieces = []
         if len(self.numbers):
             numbers = (x[:, self.numbers] - self.mean) / self.spread
@@ -133,8 +133,8 @@ def table_model(estimator: Estimator) -> TableModel:
     scale = getattr(estimator, "target_scale_", 1.0), getattr(estimator, "target_mean_", 0.0)
     note: dict[str, Any] = {
         "columns": [{"name": c.name, "kind": c.kind, "levels": list(c.levels)} for c in columns],
-        "input": "float64 (n, columns): numbers, days since 1970, places of levels from 0 (-1 for a level that is "
-        "not listed); NaN where a number is missing",
+        "input": "float64 (n, columns): numbers, days since 1970, places of levels from 0 (-1 for one that "
+        "is not listed); NaN where a number is missing",
     }
     if hasattr(estimator, "classes_"):
         note |= {"output": "logits", "labels": [*map(str, estimator.classes_.tolist())]}

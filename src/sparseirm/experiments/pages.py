@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sparseirm.core import SettingError
+from sparseirm.experiments import benchmarks
 from sparseirm.experiments.ablation import sheets
 from sparseirm.experiments.ablation_study import AblationReport
 from sparseirm.experiments.store import Store
@@ -21,6 +22,10 @@ MARK = re.compile(r"(<!-- (table|grid) (\S+)((?: \w+=\S+)*) -->\n).*?(<!-- end -
 
 ABLATION = re.compile(r"(<!-- ablation (\S+) (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
+BENCH = re.compile(r"(<!-- bench (\S+) (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+UNMEASURED = "Not measured yet: `make bench`, then `make tables`.\n"
+
 SHAPES = {"table": markdown, "grid": grid}
 
 
@@ -31,7 +36,9 @@ def filled(page: str, root: Path) -> str:
         page: Markdown; a table stands between ``<!-- table STORE field=value ... -->`` and ``<!-- end -->``,
             and shows the runs of that store whose recipes have these values, in the order of `METHOD_NAMES`.
             ``grid`` instead of ``table`` sets sparsifiers against densities. ``<!-- ablation FILE NAME -->``
-            is a table of `sparseirm.experiments.ablation.sheets`, from an ``ablation.json``.
+            is a table of `sparseirm.experiments.ablation.sheets`, from an ``ablation.json``; ``bench`` one of
+            `sparseirm.experiments.benchmarks.sheets`, from a ``bench.json``, which may be missing; with
+            ``curves`` comes the figure beside that file.
         root: what STORE is relative to.
 
     Returns:
@@ -46,6 +53,14 @@ def filled(page: str, root: Path) -> str:
         tables = sheets(report)
         return f"{found[1]}{tables[one_of('ablation table', found[3], tables)].table}{found[4]}"
 
+    def measured(found: re.Match[str]) -> str:
+        path = root / found[2]
+        words = benchmarks.markdown(read_json(path), found[3]) if path.exists() else UNMEASURED
+        drawn = path.with_name("curves.svg")
+        if found[3] == "curves" and drawn.exists():
+            words += f"\n![time and memory of a step](../{drawn.relative_to(root).as_posix()})\n"
+        return f"{found[1]}{words}{found[4]}"
+
     def table(found: re.Match[str]) -> str:
         wanted = dict(pair.split("=") for pair in found[4].split())
         results = [result for result in Store(root / found[3]).all() if _has(result, wanted)]
@@ -54,7 +69,7 @@ def filled(page: str, root: Path) -> str:
         results.sort(key=_order)
         return f"{found[1]}{SHAPES[found[2]](rows(results))}{found[5]}"
 
-    return ABLATION.sub(sheet, MARK.sub(table, page))
+    return BENCH.sub(measured, ABLATION.sub(sheet, MARK.sub(table, page)))
 
 
 def _order(result: Result) -> tuple[int, str, int, int]:

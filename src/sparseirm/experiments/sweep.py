@@ -11,12 +11,14 @@ from concurrent.futures import CancelledError
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from sparseirm.core import SettingError
 from sparseirm.experiments.estimates import Estimates, cost, steps
 from sparseirm.experiments.executors import Handle, Submitter
 from sparseirm.experiments.store import Store
 from sparseirm.recipe import Recipe
 from sparseirm.runs import Point, Result, run
 from sparseirm.training.loop import Record
+from sparseirm.training.sharding import torchrun
 
 ATTEMPTS = 3
 """How often a run is started whose process dies under it, before its failure is recorded."""
@@ -85,8 +87,14 @@ def sweep(
         One result per recipe; None for one that failed, was not started, or is in another's hands.
 
     Raises:
-        SettingError: if a recipe cannot be resolved (before anything runs), or a stored result is damaged.
+        SettingError: if a recipe cannot be resolved (before anything runs), a stored result is damaged, or
+            torchrun started this process beside others.
     """
+    if torchrun()[1] > 1:
+        raise SettingError(
+            "torchrun is for a single large run (`sparseirm train`). Many runs go into processes of their "
+            "own, one per core, by themselves: leave torchrun out."
+        )
     store.tidy()
     wanted = [recipe.resolved() for recipe in pinned(recipes, data_root)]
     work = _Work(store, executor, data_root, None if time_budget is None else time.time() + time_budget)

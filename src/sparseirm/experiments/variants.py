@@ -47,6 +47,11 @@ def variants(
     for name, given in (("methods", methods), ("penalties", penalties), ("seeds", seeds)):
         if not given or len(set(given)) < len(given):
             raise SettingError(f"`{name}` must name each one once, and at least one; got {list(given)}.")
+    if recipe.test_envs == ():
+        raise SettingError(
+            "`test_envs` must name an environment: a comparison shows how methods do in the test. Without "
+            "one, `sparseirm fit` compares them by leaving environments out."
+        )
     kinds = [(method, lookup("method", METHODS, method)) for method in methods]
     sparse = _sparse_variants(recipe, sparsifiers, densities)
     if (sparsifiers or densities) and not any(kind.sparse for _, kind in kinds):

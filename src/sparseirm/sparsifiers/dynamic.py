@@ -61,6 +61,10 @@ class _Dynamic(ABC):
         weights[fresh] = 0
         return fresh
 
+    def final_mask(self, weights: Tensor, memory: Memory, now: Moment) -> Tensor | None:
+        """The mask once it is decided, for `sparseirm.training.shrinking`; None before."""
+        return memory.kept["mask"] if now.progress >= self.decide_at else None
+
     def mask(self, weights: Tensor, memory: Memory) -> Tensor:
         """The mask of the moment."""
         return memory.kept["mask"]

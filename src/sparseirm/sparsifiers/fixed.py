@@ -37,6 +37,10 @@ class _Fixed(ABC):
         """Nothing to do."""
         return
 
+    def final_mask(self, weights: Tensor, memory: Memory, now: Moment) -> Tensor | None:
+        """The mask once it is decided, for `sparseirm.training.shrinking`; None before."""
+        return memory.kept["mask"]
+
     def mask(self, weights: Tensor, memory: Memory) -> Tensor:
         """The mask."""
         return memory.kept["mask"]

@@ -66,6 +66,10 @@ class GradualMagnitude:
             count = self._count(over, weights.numel())
             memory.kept["mask"] = best(weights.abs(), count, memory.kept.get("sizes"))
 
+    def final_mask(self, weights: Tensor, memory: Memory, now: Moment) -> Tensor | None:
+        """The mask once it is decided, for `sparseirm.training.shrinking`; None before."""
+        return memory.kept["mask"] if now.progress >= self.shrink_to else None
+
     def mask(self, weights: Tensor, memory: Memory) -> Tensor:
         """The ``budget`` largest weights of those in use."""
         size = weights.abs().masked_fill(~memory.kept["mask"], -1)

@@ -85,6 +85,10 @@ class GroupMagnitude:
             allowed = round(cubic(over, self.shrink_from, self.shrink_to, n, last))
             memory.kept["use"] = fitting(_sizes(weights, memory), allowed, "groups", memory.kept)
 
+    def final_mask(self, weights: Tensor, memory: Memory, now: Moment) -> Tensor | None:
+        """The mask once it is decided, for `sparseirm.training.shrinking`; None before."""
+        return expand(memory.kept["use"], memory.kept) if now.progress >= self.shrink_to else None
+
     def mask(self, weights: Tensor, memory: Memory) -> Tensor:
         """The weights of the largest groups in use that fit the budget, and those of no group."""
         return expand(self._final(weights, memory), memory.kept)

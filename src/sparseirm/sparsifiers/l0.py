@@ -113,6 +113,10 @@ class HardConcrete:
             weights.mul_(self._gates(memory))
             memory.kept["mask"] = mask
 
+    def final_mask(self, weights: Tensor, memory: Memory, now: Moment) -> Tensor | None:
+        """The mask once it is decided, for `sparseirm.training.shrinking`; None before."""
+        return self.mask(weights, memory) if "mask" in memory.kept else None
+
     def mask(self, weights: Tensor, memory: Memory) -> Tensor:
         """The ``budget`` weights whose gates are most open."""
         if "mask" in memory.kept:

@@ -94,6 +94,10 @@ class ProbMask:
         if decides(now, self.decide_at):
             memory.kept["mask"] = best(probabilities, self.budget, sizes).to(weights.dtype)
 
+    def final_mask(self, weights: Tensor, memory: Memory, now: Moment) -> Tensor | None:
+        """The mask once it is decided, for `sparseirm.training.shrinking`; None before."""
+        return self.mask(weights, memory) if "mask" in memory.kept else None
+
     def mask(self, weights: Tensor, memory: Memory) -> Tensor:
         """The ``budget`` most probable weights, or the run's one draw of them."""
         probabilities = memory.learned["probabilities"].detach()

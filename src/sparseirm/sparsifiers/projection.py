@@ -84,16 +84,19 @@ def _total(scores: Tensor, v: Tensor) -> Tensor:
 
 def _moving(scores: Tensor, v: Tensor, above: Tensor) -> Tensor:
     """How many entries of ``clip(s - v, 0, 1)`` change as ``v`` rises (if ``above``) or falls."""
-    sign, count = 2 * above.to(v.dtype) - 1, torch.zeros_like(v)
+    first, last = _below(v, scores.dtype, above), _below(v + 1, scores.dtype, above)
+    count = torch.zeros_like(v)
     for piece in torch.split(scores, CHUNK):
-        t = piece.to(v.dtype, copy=True).sub_(v).mul_(sign)
-        count = count + _positive(t) - _positive(t.sub_(sign))
-    return count.abs()
+        ones = torch.empty_like(piece)  # numbers, because adding truth values is slower than comparing
+        count = count + torch.gt(piece, first, out=ones).sum() - torch.gt(piece, last, out=ones).sum()
+    return count
 
 
-def _positive(t: Tensor) -> Tensor:
-    """How many entries are positive; rounding up is faster than comparing and counting."""
-    return t.clamp(0, 1).ceil_().sum()
+def _below(v: Tensor, dtype: torch.dtype, equal: Tensor) -> Tensor:
+    """The largest number of a type that is at most ``v``, or less than ``v`` unless ``equal``."""
+    near = v.to(dtype)
+    exact = near.to(v.dtype)
+    return torch.where((exact > v) | ((exact == v) & ~equal), near.nextafter(near - torch.inf), near)
 
 
 def top_k(scores: Tensor, k: int) -> Tensor:

@@ -82,6 +82,10 @@ class SoftThreshold:
             weights.copy_(weights.sign() * self._excess(weights, memory).relu())
             memory.kept["mask"] = mask
 
+    def final_mask(self, weights: Tensor, memory: Memory, now: Moment) -> Tensor | None:
+        """The mask once it is decided, for `sparseirm.training.shrinking`; None before."""
+        return self.mask(weights, memory) if "mask" in memory.kept else None
+
     def mask(self, weights: Tensor, memory: Memory) -> Tensor:
         """The ``budget`` weights furthest above their threshold."""
         if "mask" in memory.kept:

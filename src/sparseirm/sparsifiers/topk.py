@@ -63,6 +63,10 @@ class EdgePopup:
         if "mask" not in memory.kept and decides(now, self.decide_at):
             memory.kept["mask"] = self.mask(weights, memory)
 
+    def final_mask(self, weights: Tensor, memory: Memory, now: Moment) -> Tensor | None:
+        """The mask once it is decided, for `sparseirm.training.shrinking`; None before."""
+        return self.mask(weights, memory) if "mask" in memory.kept else None
+
     def mask(self, weights: Tensor, memory: Memory) -> Tensor:
         """The ``budget`` weights of largest score."""
         if "mask" in memory.kept:

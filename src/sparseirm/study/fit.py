@@ -1,4 +1,4 @@
-"""``sparseirm fit`` and ``sparseirm predict``: your own table or images in, a checked model and report out."""
+"""``sparseirm fit`` and ``sparseirm predict``: a table or images in, a checked model and a report out."""
 
 from __future__ import annotations
 

@@ -29,9 +29,9 @@ DENSITIES = (0.2, 0.5)
 LEFT_OUT = 1 / 3
 """Share of each environment's images that every seed leaves out of training to look at."""
 
-SMALL_NETWORK: dict[str, Any] = {"penalty_from": 0.25}
+SMALL_NETWORK: dict[str, Any] = {"penalty_from": 0.25, "penalty_weight": 100.0}
 SMALL_MASK: dict[str, Any] = {"shrink_to": 0.2, "decide_at": 0.25}
-"""A penalty that starts later suits few images; see docs/tuning.md."""
+"""Few images and short runs ask for a penalty that starts later and weighs less, and a mask decided later."""
 
 CHUNK = 512
 """Images per forward pass."""

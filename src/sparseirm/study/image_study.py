@@ -150,7 +150,8 @@ def _copies(images: Images) -> list[Finding]:
         Finding(
             *("before", "warning", "copies"),
             f"{n} of {len(places)} images look exactly like one of another environment at this size.",
-            "An environment left out is then not new, and scores are too good. Keep every image in one environment.",
+            "An environment left out is then not new, and scores are too good. Keep every image in one "
+            "environment only.",
         )
     ]
 

@@ -93,8 +93,8 @@ def find_images(
     smallest = min(counts, key=lambda name: counts[name])
     if counts[smallest] < FEWEST_ROWS:
         raise SettingError(
-            f"environment {smallest!r} has {counts[smallest]} images; each needs {FEWEST_ROWS} or more. Merge it "
-            "with another, or take it out."
+            f"environment {smallest!r} has {counts[smallest]} images; each needs {FEWEST_ROWS} or more. "
+            "Merge it with another, or take it out."
         )
     small = model == "mlp"
     recipe = Recipe(

@@ -85,6 +85,12 @@ def headline(result: Plain) -> Headline:
         return Headline("bad", "Do not use this model yet", (*problems, compared["why"]))
     words = (compared["why"], *_against_erm(result), *_untested(result))
     if taken is erm:
+        spurious = _spurious(result)
+        if spurious:
+            leans = f"ERM uses {', '.join(spurious)}: what they say changes between environments."
+            return Headline(
+                "odd", "ERM is as good here, but uses columns that look spurious", (leans, *words)
+            )
         if erm["invariant"]:
             return Headline("good", "ERM is as good here: use plain training", words)
         return Headline("odd", "ERM is as good here, but it may not carry over", words)
@@ -100,6 +106,11 @@ def headline(result: Plain) -> Headline:
     return Headline(
         "good", f"{taken['label']} is the safer choice; within noise, ERM scores as high here", words
     )
+
+
+def _spurious(result: Plain) -> list[str]:
+    verdicts = result["columns"]["verdicts"] if result["columns"] else []
+    return [one["column"] for one in verdicts if one["verdict"] == SPURIOUS]
 
 
 def _gain(result: Plain) -> tuple[float, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -26,6 +26,12 @@ from sparseirm.study.verdicts import (
 )
 from sparseirm.table.encoding import Encoding, values
 from sparseirm.training.loop import Record
+
+NOT_BY_SCORE = (
+    "It was not taken for its score here but for what is said under the choice: it pays if new environments "
+    "differ more than these do. If they will not, ERM is the better or the cheaper choice."
+)
+"""What to do about a method that was taken although ERM scores as high."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +145,10 @@ def afterwards(
     told = f"Taken: {choice.taken.candidate.label}. {choice.why}"
     found = [Finding("after", "good", "choice", told, "Nothing.")]
     if choice.taken.held_out:
-        found.append(after(choice.gain, unit, choice.rival.candidate.label))
+        compared = after(choice.gain, unit, choice.rival.candidate.label)
+        if choice.taken.candidate.name != "erm" and compared.severity != "good":
+            compared = replace(compared, do=NOT_BY_SCORE)
+        found.append(compared)
     else:
         found.append(
             Finding(

@@ -19,6 +19,7 @@ from sparseirm.models import maskable
 from sparseirm.randomness import generator
 from sparseirm.registry import one_of
 from sparseirm.training.checkpoint import load_state, save_state
+from sparseirm.training.sharding import averaged
 from sparseirm.training.state import State, finite, forget_history, score_optimizer
 
 _ATTACHED: WeakSet[nn.Module] = WeakSet()
@@ -44,7 +45,9 @@ def attach(
     steps of `sparseirm.training.loop.train`. After `steps` of them the module holds its final sparse weights.
 
     Compilation, activation checkpointing, gradient accumulation, clipping, bfloat16 and closures that are
-    called once go on as before. Not supported: scaled losses (float16), gradients by `torch.autograd.grad`.
+    called once go on as before. In a process group, gradients by the masked weights are averaged over the
+    processes, as `DistributedDataParallel` does with all others. Not supported: scaled losses (float16),
+    gradients by `torch.autograd.grad`.
     What is written to a masked parameter by hand is lost in the next step.
 
     Args:
@@ -204,9 +207,13 @@ class Attachment:
         """Withhold the gradient by a masked parameter until the backward pass is over."""
         if self._over or not self._shows_training:
             return None
-        torch.autograd.Variable._execution_engine.queue_callback(self._translate)
+        torch.autograd.Variable._execution_engine.queue_callback(self._once_averaged)
         self._arrived[at] = gradients[0].detach()
         return (torch.zeros_like(gradients[0]),)
+
+    def _once_averaged(self) -> None:
+        """Let DistributedDataParallel finish first, which writes gradients when the backward pass is over."""
+        torch.autograd.Variable._execution_engine.queue_callback(self._translate)
 
     def _translate(self) -> None:
         """From gradients by the masked weights to those by the weights and by what is learned of the mask."""
@@ -216,7 +223,7 @@ class Attachment:
         if not any(parameter.grad is not None and parameter.grad.any() for parameter in self.parameters):
             self._forget_gradients()  # the loop did so; else it accumulates
         pieces = [arrived.get(at, torch.zeros_like(p)) for at, p in enumerate(self.parameters)]
-        dense = torch.cat([piece.reshape(-1) for piece in pieces])
+        dense = averaged(torch.cat([piece.reshape(-1) for piece in pieces]))
         self._gradient = dense if self._gradient is None else self._gradient + dense
         leaves = self.state.leaves
         torch.autograd.backward([self._effective], [dense], retain_graph=True, inputs=leaves)

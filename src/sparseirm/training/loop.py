@@ -8,11 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparseirm.core import Loss, Moment, NonFiniteError, Outputs, Penalty, Sparsifier
+from sparseirm.core import Loss, Moment, NonFiniteError, Outputs, Penalty, Sparsifier, Tensors
 from sparseirm.data.environments import Batch, Batches
-from sparseirm.models import Network
+from sparseirm.models import Features, Network
 from sparseirm.randomness import generator, global_draws, seed_of
 from sparseirm.training.precision import autocast, fast_matmul
+from sparseirm.training.sharding import WHOLE, Sharding
+from sparseirm.training.shrinking import Shrinking
 from sparseirm.training.state import Plan, State, clear_gradients, finite, forget
 
 
@@ -43,6 +45,8 @@ def train(
     state: State,
     seed: int = 0,
     on_step: Callable[[State, Record], None] = lambda state, record: None,
+    sharding: Sharding = WHOLE,
+    shrinking: Shrinking | None = None,
 ) -> State:
     """Run from ``state`` to the end of the plan: projected gradient descent, Algorithm 1.
 
@@ -59,6 +63,8 @@ def train(
         state: where to start, usually from `sparseirm.training.state.start`; changed in place.
         seed: seed of gates, dropout and the penalty's draws; the batches have their own.
         on_step: called after every step with the state it led to and its record.
+        sharding: which part of every batch is this process's; all of them end with the same state.
+        shrinking: runs a smaller network once the mask is final; None always runs the whole one.
 
     Returns:
         ``state``, after ``plan.steps`` steps; at once if it has taken as many.
@@ -66,14 +72,18 @@ def train(
     Raises:
         NonFiniteError: if risk or penalty become NaN or infinite; names step and quantity.
     """
+    if shrinking:
+        shrinking.begin()
     with global_draws(state.weights.device) as seed_all, fast_matmul():
         while state.step < plan.steps:
             noise = generator(seed, "step", state.step, device=state.weights.device)
-            seed_all(seed_of(seed, "module", state.step))
             now = Moment(state.step, plan.steps, noise)
             batch = batches.at(state.step)
+            running = shrinking.network(network, sparsifier, state, now, batch.x) if shrinking else network
+            drawn = seed_of(seed, "module", state.step)
+            seed_all(drawn + sharding.rank)
             effective = sparsifier.effective(state.weights, state.memory, now)
-            out = forward(network, state, effective, batch, batches.n_envs, loss, plan, now)
+            out = forward(running, state, effective, batch, batches.n_envs, loss, plan, now, sharding, drawn)
             risk, spread = out.risks.mean(), penalty(out)
             descend(state, risk, spread, sparsifier.price(state.memory), plan)
             with torch.no_grad():
@@ -94,11 +104,17 @@ def forward(
     loss: Loss,
     plan: Plan,
     now: Moment,
+    sharding: Sharding,
+    seed: int,
 ) -> Outputs:
-    """One forward pass of the masked network in training mode."""
+    """One forward pass of the masked network in training mode, of which this process runs its part."""
+
+    def run(x: Tensor, effective: Tensor, others: Tensors) -> tuple[Tensor, Features]:
+        with autocast(plan.precision, effective.device):
+            return network.outputs(x, effective, others, state.buffers)
+
     effective.retain_grad()
-    with autocast(plan.precision, effective.device), network.watched() as features:
-        logits = network.logits(batch.x, effective, state.others, state.buffers, training=True)
+    logits, features = sharding.apply(run, batch.x, effective, state.others, seed)
     return Outputs(
         logits,
         batch.y,
@@ -106,7 +122,7 @@ def forward(
         n_envs,
         loss,
         batch.weight,
-        features=features[0] if features else None,
+        features=features,
         parameters=(effective, *state.others.values()),
         noise=now.noise,
     )
@@ -126,7 +142,7 @@ def descend(state: State, risk: Tensor, penalty: Tensor, price: Tensor | float, 
         NonFiniteError: if risk or penalty are NaN or infinite; nothing is changed then.
     """
     quantities = {"risk": risk, "penalty": penalty, "price": torch.as_tensor(price)}
-    bad = finite(**quantities)
+    bad = None if torch.isfinite(risk + penalty + price) else finite(**quantities)
     if bad:
         raise NonFiniteError(
             f"the {bad} became {quantities[bad].item()} in step {state.step + 1}. "

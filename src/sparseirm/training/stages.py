@@ -12,6 +12,8 @@ from sparseirm.data.environments import Batches
 from sparseirm.models import Network
 from sparseirm.randomness import seed_of
 from sparseirm.training.loop import Record, train
+from sparseirm.training.sharding import WHOLE, Sharding
+from sparseirm.training.shrinking import Shrinking
 from sparseirm.training.state import Plan, State, start
 
 
@@ -84,6 +86,8 @@ def train_stages(
     state: State,
     seed: int = 0,
     on_step: Callable[[State, Record], None] = lambda state, record: None,
+    sharding: Sharding = WHOLE,
+    shrinking: Shrinking | None = None,
 ) -> State:
     """Run from ``state`` to the end of the last stage.
 
@@ -97,6 +101,8 @@ def train_stages(
         seed: seed of the run.
         on_step: called after every step with its state and its record, whose steps count on through all
             stages.
+        sharding: which part of every batch is this process's.
+        shrinking: as in `sparseirm.training.loop.train`, for every stage.
 
     Returns:
         The state at the end of the last stage.
@@ -114,7 +120,10 @@ def train_stages(
         def counted(state: State, record: Record, earlier: int = earlier) -> None:
             on_step(state, replace(record, step=earlier + record.step))
 
-        train(network, order, loss, penalty, stage.sparsifier, stage.plan, state, own, counted)
+        train(
+            *(network, order, loss, penalty, stage.sparsifier, stage.plan, state, own, counted),
+            *(sharding, shrinking),
+        )
     return state
 
 

@@ -79,15 +79,18 @@ class Step:
         """What a ``norm``, ``each`` or ``pool`` makes of channels that are constant at ``(channels,)``."""
         if self.kind == "pool":
             return values
-        shaped = values.clone().view(1, -1, *[1] * (len(self.shape) - 2))
+        return torch.flatten(self.called(values.clone().view(1, -1, *[1] * (len(self.shape) - 2))))
+
+    def called(self, x: Tensor) -> Tensor:
+        """What a ``norm``, ``each`` or ``pool`` makes of a tensor."""
         target: Any = self.node.target
         if self.layer is not None:
-            result = self.layer(shaped)
+            result: Tensor = self.layer(x)
         elif isinstance(target, str):
-            result = getattr(shaped, target)()
+            result = getattr(x, target)()
         else:
-            result = target(shaped, *self.node.args[1:], **self.node.kwargs)
-        return torch.flatten(result)
+            result = target(x, *self.node.args[1:], **self.node.kwargs)
+        return result
 
 
 def steps(module: nn.Module, x: Tensor) -> list[Step]:

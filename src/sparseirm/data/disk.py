@@ -1,0 +1,75 @@
+"""Inputs that need not fit into memory: their numbers lie in a file, and come when a batch takes them."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparseirm.core import SettingError
+
+
+def mapped(path: Path | str) -> Tensor:
+    """The array of a ``.npy`` file as a tensor that is read from disk where and when it is used.
+
+    As ``x`` of a `sparseirm.data.Batch` it is trained on and evaluated like any other, a batch at a time; the
+    system keeps as much of it in memory as there is room for. ``safetensors.torch.load_file`` gives such
+    tensors of its files, too. What is written to the tensor does not change the file.
+
+    Args:
+        path: a file of `numpy.save`, of any size; float32 for inputs, since they are used as they are.
+
+    Returns:
+        The tensor on the CPU, in the array's shape and type.
+
+    Raises:
+        SettingError: if it is no such file, or holds something that is no numbers.
+
+    Example:
+        >>> from sparseirm.data import Batch, Batches, mapped
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     np.save(f"{folder}/x.npy", np.arange(12, dtype=np.float32).reshape(6, 2))
+        ...     y = torch.tensor([0, 1, 0, 1, 0, 1])
+        ...     batches = Batches(Batch(mapped(f"{folder}/x.npy"), y, y), n_envs=2, batch_size=2)
+        ...     batches.at(0).x.shape
+        torch.Size([2, 2])
+    """
+    try:
+        return torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))
+    except (ValueError, TypeError, EOFError) as error:
+        raise SettingError(f"{path} cannot be mapped ({error}). Write it with numpy.save.") from None
+
+
+def on_disk(shape: tuple[int, ...]) -> Tensor:
+    """A float32 tensor of zeros in a temporary file, which is gone with the tensor or its process.
+
+    Args:
+        shape: its shape.
+
+    Returns:
+        The tensor; what is written to it goes to the file as memory runs short.
+
+    Raises:
+        SettingError: if the folder of temporary files (the variable TMPDIR) has no room for it.
+
+    Example:
+        >>> float(on_disk((2, 3)).sum())
+        0.0
+    """
+    size = 4 * torch.Size(shape).numel()
+    with tempfile.TemporaryFile() as file:
+        try:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)  # a full disk is found out now, not while writing
+            else:
+                file.truncate(size)
+        except OSError as error:
+            raise SettingError(
+                f"{tempfile.gettempdir()} has no room for {size / 1e9:.1f} GB of a temporary file "
+                f"({error.strerror}). Make room, or set TMPDIR to another folder."
+            ) from None
+        return torch.from_numpy(np.memmap(file, np.float32, "r+", shape=shape))

@@ -1,0 +1,451 @@
+"""A training step divided exactly: its batch over processes, and over passes one after the other.
+
+Penalties are not sums over samples, so gradients of penalties on parts of a batch do not add up to the
+gradient on all of it. Here only the network is run on parts. Its logits (and, where a penalty reads it, its
+representation) are put together again, every process computes risks and penalty of the WHOLE batch, and then
+carries its own rows back through the network. What all processes compute alike is called replicated below.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd import Function
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import checkpoint
+
+from sparseirm.core import Outputs, SettingError, Tensors, accumulator
+from sparseirm.models import Features
+
+Run = Callable[[Tensor, Tensor, Tensors], tuple[Tensor, Features]]
+"""``(inputs, effective weights, other parameters) -> (logits, representation)``."""
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """Which part of every step is this process's, and in how many passes it is run.
+
+    Attributes:
+        rank: number of this process, from 0.
+        ranks: number of processes that train the network together.
+        micro_batch: samples per pass through the network, or None for all rows of this process at once. Less
+            memory, and a second forward pass: that of each micro-batch is repeated when its gradient is due.
+
+    Raises:
+        SettingError: if ``micro_batch`` is below 1.
+
+    Example:
+        >>> Sharding(rank=1, ranks=2).rows(5), Sharding(micro_batch=2).passes(5)
+        (slice(3, 5, None), [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)])
+    """
+
+    rank: int = 0
+    ranks: int = 1
+    micro_batch: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.micro_batch is not None and self.micro_batch < 1:
+            raise SettingError(f"`micro_batch` must be at least 1 sample; got {self.micro_batch}.")
+
+    def sizes(self, n: int) -> list[int]:
+        """How many of ``n`` samples each process has: as equal as possible, larger ones first."""
+        if n < self.ranks:
+            raise SettingError(
+                f"a batch of {n} samples cannot be divided among {self.ranks} processes. Start fewer, or use "
+                "a larger `batch_size`."
+            )
+        return [n // self.ranks + (rank < n % self.ranks) for rank in range(self.ranks)]
+
+    def rows(self, n: int) -> slice:
+        """Which of ``n`` samples are this process's."""
+        sizes = self.sizes(n)
+        first = sum(sizes[: self.rank])
+        return slice(first, first + sizes[self.rank])
+
+    def passes(self, n: int) -> list[slice]:
+        """The rows of this process, some for each pass."""
+        mine = self.rows(n)
+        step = self.micro_batch or n
+        return [slice(at, min(at + step, mine.stop)) for at in range(mine.start, mine.stop, step)]
+
+    def apply(
+        self, run: Run, x: Tensor, effective: Tensor, others: Tensors, seed: int
+    ) -> tuple[Tensor, Features]:
+        """What ``run`` gives for the whole batch, of which this process runs its part.
+
+        Gradients by ``effective`` and ``others`` are those of the whole batch, the same in every process.
+
+        Args:
+            run: one pass through the network.
+            x: ``(n, ...)`` inputs of the whole batch; only this process's rows are used.
+            effective: ``(d,)`` weights, replicated.
+            others: other parameters, replicated.
+            seed: seed of dropout.
+
+        Returns:
+            Logits and representation of all ``n`` samples, replicated; the representation of several
+            processes as a function that collects it, which all of them must call or none.
+
+        Raises:
+            SettingError: if the batch has fewer samples than there are processes, or the network or penalty
+                cannot be computed in micro-batches.
+        """
+        if self == WHOLE:
+            return run(x, effective, others)
+        sizes = self.sizes(len(x))
+        if self.ranks > 1:
+            effective, others = _shared(effective, others)
+        parts = [self._pass(run, x, rows, effective, others, seed) for rows in self.passes(len(x))]
+        logits = torch.cat([logits for logits, _ in parts])
+        found = [features for _, features in parts if features is not None]
+        features = torch.cat(found) if found else None
+        if self.ranks == 1:
+            return logits, features
+        collect = None if features is None else lambda: _Gathered.apply(features, sizes, self.rank)
+        return _Gathered.apply(logits, sizes, self.rank), collect
+
+    def _pass(
+        self, run: Run, x: Tensor, rows: slice, effective: Tensor, others: Tensors, seed: int
+    ) -> tuple[Tensor, Tensor | None]:
+        def part(effective: Tensor, others: Tensors) -> tuple[Tensor, Tensor | None]:
+            with _Part(self, rows, len(x), torch.Generator(x.device).manual_seed(seed)):
+                logits, features = run(x[rows], effective, others)
+                return logits, features() if callable(features) else features
+
+        if self.micro_batch is None:
+            return part(effective, others)
+        logits, features = checkpoint(part, effective, others, use_reentrant=False)
+        if features is not None:
+            logits, features = differentiable_once(TWICE, logits, features)
+            return logits, features
+        return differentiable_once(TWICE, logits)[0], None
+
+    @contextmanager
+    def first_process_first(self) -> Iterator[None]:
+        """The others enter the block when the first process has left it, and do not if it fails there.
+
+        Raises:
+            SettingError: in the others, if the first process failed.
+        """
+        if self.ranks == 1:
+            yield
+        elif self.rank == 0:
+            done = False
+            try:
+                yield
+                done = True
+            finally:
+                dist.broadcast(torch.tensor(int(done)), 0)
+        else:
+            done_there = torch.tensor(0)
+            dist.broadcast(done_there, 0)
+            if not done_there:
+                raise SettingError("the first process stopped; its message says why.")
+            yield
+
+    def check_alike(self, what: str, tensors: Mapping[str, Tensor], note: str = "") -> None:
+        """Refuse to go on if the processes do not hold the same bits.
+
+        Args:
+            what: in words, for the message.
+            tensors: what must be equal, by name.
+            note: text that must be equal too.
+
+        Raises:
+            SettingError: in every process, if something differs.
+        """
+        if self.ranks == 1:
+            return
+        found = hashlib.blake2b(note.encode(), digest_size=8)
+        for name in sorted(tensors):
+            values = tensors[name].detach().cpu().contiguous().reshape(-1)
+            found.update(name.encode() + values.view(torch.uint8).numpy().tobytes())
+        mine = torch.tensor(list(found.digest()))
+        every = [torch.empty_like(mine) for _ in range(self.ranks)]
+        dist.all_gather(every, mine)
+        differ = [str(rank) for rank, digest in enumerate(every) if not digest.equal(every[0])]
+        if differ:
+            raise SettingError(
+                f"{what} of process {', '.join(differ)} differ from those of process 0. All processes need "
+                "the same recipe, data, versions and kind of processor, and must see the same `out`."
+            )
+
+
+WHOLE = Sharding()
+"""One process, which runs every batch in one pass."""
+
+
+@contextmanager
+def joined(device: str, micro_batch: int | None = None) -> Iterator[tuple[Sharding, str]]:
+    """This process as one of those that torchrun started, or alone.
+
+    A process group that exists is used and left as it is; otherwise one is made if torchrun is at work.
+
+    Args:
+        device: where to compute. With several processes ``cuda`` gives each a device of its own.
+        micro_batch: as in `Sharding`.
+
+    Yields:
+        tuple[Sharding, str]: the part of this process, and its device.
+
+    Raises:
+        SettingError: if the device cannot be shared out, or ``micro_batch`` is below 1.
+    """
+    begun = dist.is_available() and not dist.is_initialized() and dist.is_torchelastic_launched()
+    kind = device.partition(":")[0]
+    if begun:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo")
+    try:
+        rank, ranks = torchrun()
+        if ranks > 1 and device not in ("cpu", "cuda"):
+            raise SettingError(
+                f"`device` must be cpu or cuda with several processes, each of which takes its own; got "
+                f"{device!r}."
+            )
+        if ranks > 1 and device == "cuda":
+            device = f"cuda:{os.environ.get('LOCAL_RANK', rank % max(1, torch.cuda.device_count()))}"
+        yield Sharding(rank, ranks, micro_batch), device
+    finally:
+        if begun:
+            dist.destroy_process_group()
+
+
+def torchrun() -> tuple[int, int]:
+    """Rank of this process and number of processes, as torchrun or a process group says; else 0 and 1."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    if dist.is_available() and dist.is_torchelastic_launched():
+        return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    return 0, 1
+
+
+def first_process() -> bool:
+    """Whether this process is alone or the first of several: the one that prints and writes."""
+    return torchrun()[0] == 0
+
+
+def gathered(out: Outputs) -> Outputs:
+    """The outputs of all processes together, for a loop of your own under `DistributedDataParallel`.
+
+    Compute risks and penalty of what this returns, in every process, and go backwards from them: averaged
+    over the processes, as `DistributedDataParallel` does, the gradients are those of one process with all
+    samples.
+
+    Args:
+        out: what this process has for its own samples, of which each process may have another number.
+            ``noise`` must be the same in all processes, as that of an attachment is.
+
+    Returns:
+        The outputs of the samples of all processes; ``out`` itself if there is one process. It has no
+        ``parameters``, since gradients by them are not gathered.
+
+    Example:
+        >>> from sparseirm.losses import BINARY
+        >>> out = Outputs(torch.tensor([1.0]), torch.ones(1), torch.tensor([0]), 1, BINARY)
+        >>> gathered(out) is out
+        True
+    """
+    rank, ranks = torchrun()
+    if ranks == 1:
+        return out
+    counts = _Gathered.apply(out.env.new_tensor([len(out.env)]), [1] * ranks, rank)
+    sizes = counts.tolist()
+
+    def everywhere(values: Tensor) -> Tensor:
+        mine: Any = values.view_as(values)
+        if mine.requires_grad:
+            mine.register_hook(lambda gradient: ranks * gradient)  # which is then averaged
+        found: Tensor = _Gathered.apply(mine, sizes, rank)
+        return found
+
+    return replace(
+        out,
+        logits=everywhere(out.logits),
+        y=everywhere(out.y),
+        env=everywhere(out.env),
+        weight=None if out.weight is None else everywhere(out.weight),
+        features=None if out.features is None else lambda: everywhere(cast(Tensor, out.features)),
+        parameters=(),
+    )
+
+
+def averaged(x: Tensor) -> Tensor:
+    """The mean of a tensor over all processes; the tensor itself if there is one."""
+    if torchrun()[1] > 1:
+        dist.all_reduce(x)
+        x /= torchrun()[1]
+    return x
+
+
+class _Part(TorchFunctionMode):
+    """While it is active, modules treat the rows they are given as part of the whole batch.
+
+    Two operations of usual modules depend on the other rows: batch normalisation, by its statistics, and
+    dropout, by what was drawn before.
+    """
+
+    def __init__(self, sharding: Sharding, rows: slice, n: int, noise: torch.Generator) -> None:
+        super().__init__()
+        self.sharding, self.rows, self.n, self.noise = sharding, rows, n, noise
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        own = {F.batch_norm: self.batch_norm, F.dropout: self.dropout}
+        return own.get(function, function)(*args, **(kwargs or {}))
+
+    def batch_norm(
+        self,
+        x: Tensor,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        training: bool = False,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+    ) -> Tensor:
+        """Batch normalisation with the statistics of all processes' rows."""
+        if not training:
+            return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
+        if self.sharding.micro_batch is not None:
+            raise SettingError(
+                "`micro_batch` cannot be used with batch normalisation, whose statistics are of the whole "
+                "batch: use several processes, a smaller `batch_size`, or a network without it."
+            )
+        count = self.n * (x.numel() // len(x)) // x.shape[1]
+        mean, var = _statistics(x, count)
+        if running_mean is not None and running_var is not None:
+            with torch.no_grad():
+                running_mean.lerp_(mean.to(running_mean), momentum)
+                running_var.lerp_((var * (count / (count - 1))).to(running_var), momentum)
+        scale = (var + eps).rsqrt()
+        along = (1, -1, *[1] * (x.ndim - 2))
+        normal = (x - mean.to(x.dtype).view(along)) * scale.to(x.dtype).view(along)
+        if weight is not None:
+            normal = normal * weight.to(x.dtype).view(along)
+        return normal if bias is None else normal + bias.to(x.dtype).view(along)
+
+    def dropout(self, x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+        """Dropout with this part's rows of what is drawn for the whole batch."""
+        if not training or p in (0, 1) or len(x) != self.rows.stop - self.rows.start:
+            return F.dropout(x, p, training, inplace)
+        drawn = x.new_empty(self.n, *x.shape[1:]).bernoulli_(1 - p, generator=self.noise).div_(1 - p)
+        return x.mul_(drawn[self.rows]) if inplace else x * drawn[self.rows]
+
+
+def _statistics(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Mean and variance of each channel over the samples of all processes, in the accumulator's type."""
+    exact = accumulator(x.device)
+    var, mean = torch.var_mean(x.float(), [0, *range(2, x.ndim)], correction=0)
+    var, mean, here = var.to(exact), mean.to(exact), x.numel() // x.shape[1]
+    sums = torch.stack([mean, var + mean.square()]) * (here / count)
+    means = _Shared.apply(_Summed.apply(sums))
+    return means[0], (means[1] - means[0].square()).clamp_min(0)
+
+
+def _shared(effective: Tensor, others: Tensors) -> tuple[Tensor, Tensors]:
+    """The same parameters, whose gradients are summed over the processes, in a single message."""
+    tensors = (effective, *others.values())
+    flat: Tensor = _Shared.apply(torch.cat([tensor.reshape(-1) for tensor in tensors]))
+    pieces = torch.split(flat, [tensor.numel() for tensor in tensors])
+    shaped = [piece.view_as(tensor) for piece, tensor in zip(pieces, tensors, strict=True)]
+    return shaped[0], dict(zip(others, shaped[1:], strict=True))
+
+
+class _Shared(Function):
+    """From replicated to what each process uses on rows of its own: gradients are summed."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return _Summed.apply(grads[0])
+
+
+class _Summed(Function):
+    """From what each process has found on rows of its own to the sum of all, replicated."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return _Shared.apply(grads[0])
+
+
+class _Gathered(Function):
+    """From the rows of each process to all rows, replicated."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, sizes: list[int], rank: int) -> Tensor:
+        ctx.sizes, ctx.rank = sizes, rank
+        padded = x.new_zeros(max(sizes), *x.shape[1:])
+        padded[: len(x)] = x
+        pieces = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(pieces, padded)
+        return torch.cat([piece[:size] for piece, size in zip(pieces, sizes, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return _Scattered.apply(grads[0], ctx.sizes, ctx.rank), None, None
+
+
+class _Scattered(Function):
+    """From all rows, replicated, to those of each process."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, sizes: list[int], rank: int) -> Tensor:
+        ctx.sizes, ctx.rank = sizes, rank
+        return torch.split(x, sizes)[rank].clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return _Gathered.apply(grads[0], ctx.sizes, ctx.rank), None, None
+
+
+TWICE = (
+    "`micro_batch` cannot be used with a penalty that differentiates the network twice, such as 'iga': it "
+    "needs all of the batch at once. Use several processes, or another penalty."
+)
+
+
+def differentiable_once(reason: str, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """The same tensors, through which no gradient can be differentiated again.
+
+    Args:
+        reason: what the `SettingError` says that is raised by an attempt.
+        *tensors: any tensors.
+
+    Returns:
+        A view of each. If one of them gets a gradient, the others get one as well, of zeros.
+    """
+    same: tuple[Tensor, ...] = _Once.apply(reason, *tensors)
+    return same
+
+
+class _Once(Function):
+    @staticmethod
+    def forward(ctx: Any, reason: str, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.reason = reason
+        return tuple(tensor.view_as(tensor) for tensor in tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise SettingError(ctx.reason)
+        return None, *grads
