@@ -11,7 +11,7 @@ from sklearn.linear_model import LinearRegression, LogisticRegression
 
 import sparseirm.table.search as module
 from sparseirm.data.synthetic import LinearSEM
-from sparseirm.table.search import _Search, find_columns
+from sparseirm.table.search import _Search, find_columns, unchanged_columns
 
 
 def drawn(sem: LinearSEM, n: int, classes: bool, seed: int = 0) -> dict[str, Any]:
@@ -153,3 +153,13 @@ def test_many_rows_and_inputs_are_thinned(monkeypatch: pytest.MonkeyPatch) -> No
     y = x[:, 7] + 0.5 * rng.normal(size=n)
     found = find_columns(x, y[:, None], np.arange(n) % 4, np.ones(n), [1] * d, False)
     assert 7 in found and len(found) <= 3
+
+
+def test_a_screen_offers_columns_whose_own_relation_stays() -> None:
+    sem = MODELS["more effects than causes"]
+    given = drawn(sem, 400, classes=True)
+    y, blocks = given["targets"][:, 0], given["blocks"]
+    offered = unchanged_columns(given["x"], y, given["env"], blocks, 2)
+    assert offered == [c for c in range(20) if not sem.spurious[c]]
+    assert set(find_columns(**given, offered=offered)) >= {0, 1, 2, 3}
+    assert unchanged_columns(given["x"], y, given["env"], [4, 16], 2) == [0]

@@ -297,7 +297,7 @@ def test_fit_writes_model_and_result(fitted: Path) -> None:
         for clinic in ("north", "south", "west")
     ]
     names = [one["candidate"] for one in result["comparison"]["candidates"]]
-    assert names == ["erm", "irm", "sparseirm", "sparseirm-search", "sparseirm-2"]
+    assert names == ["erm", "irm", "sparseirm", "sparseirm-search", "sparseirm-screen", "sparseirm-2"]
     assert result["comparison"]["taken"] in names and result["comparison"]["why"]
     assert {one["column"] for one in result["columns"]["verdicts"]} == {"dose", "kind", "day", "smoker"}
     for finding in result["findings"]:

@@ -46,7 +46,7 @@ class Candidate:
     @property
     def by_columns(self) -> bool:
         """Whether it switches columns off, so that it tells them apart."""
-        return self.parameters.get("gates") in ("search", "columns")
+        return self.parameters.get("gates") in ("search", "screen", "columns")
 
     def estimator(self, classifies: bool, seed: int) -> Estimator:
         """An unfitted estimator."""

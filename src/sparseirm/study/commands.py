@@ -75,7 +75,7 @@ def fit_table(
         method: which method to take; auto applies the rule.
         drop: columns that are no inputs.
         categorical: number columns whose values are names, such as codes.
-        columns: how many columns gates may keep, each number tried; by default a fifth and half of them.
+        columns: how many columns gates may keep, each number tried; by default a quarter of them.
         seeds: seeds of the comparison; each leaves out other rows.
         steps: optimiser steps of every fit; by default as many as the table's size asks for.
         rows: rows the comparison uses at most; the final model is fitted to all.

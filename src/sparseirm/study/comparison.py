@@ -24,11 +24,11 @@ FEWEST_FOLDS = 3
 
 
 def candidates(n_columns: int, kept: Sequence[int] = (), steps: int | None = None) -> list[Candidate]:
-    """ERM, IRM with REx, and SparseIRM: with gates on weights, with columns searched, with gates on columns.
+    """ERM, IRM with REx, and SparseIRM: gates on weights, columns searched or screened, gates on columns.
 
     Args:
         n_columns: number of columns in use.
-        kept: numbers of columns that gates keep; by default a fifth and half of them.
+        kept: numbers of columns that gates keep; by default a quarter of them.
         steps: optimiser steps of each fit; None for the default.
 
     Returns:
@@ -39,18 +39,19 @@ def candidates(n_columns: int, kept: Sequence[int] = (), steps: int | None = Non
 
     Example:
         >>> [candidate.name for candidate in candidates(20)]
-        ['erm', 'irm', 'sparseirm', 'sparseirm-search', 'sparseirm-4', 'sparseirm-10']
+        ['erm', 'irm', 'sparseirm', 'sparseirm-search', 'sparseirm-screen', 'sparseirm-5']
     """
     for k in kept:
         if not 1 <= k <= n_columns:
             raise SettingError(f"`columns` must lie between 1 and the {n_columns} columns in use; got {k}.")
-    numbers = sorted(set(kept) or {max(1, round(n_columns * share)) for share in (0.2, 0.5)})
+    numbers = sorted(set(kept) or {max(1, round(n_columns / 4))})
     length = {} if steps is None else {"steps": steps}
     return [
         Candidate("erm", "ERM", {"method": "erm", **length}),
         Candidate("irm", "IRM (REx)", {"method": "irm", **length}),
         Candidate("sparseirm", "SparseIRM, gates on weights", {"gates": "weights", **length}),
         Candidate("sparseirm-search", "SparseIRM, columns searched", {"gates": "search", **length}),
+        Candidate("sparseirm-screen", "SparseIRM, columns screened", {"gates": "screen", **length}),
         *(
             Candidate(
                 name=f"sparseirm-{k}",

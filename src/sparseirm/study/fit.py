@@ -64,7 +64,7 @@ def fit(
         task: table: what the target is; auto looks at its values.
         drop: table: columns that are no inputs.
         categorical: table: number columns whose values are names, such as codes.
-        columns: table: how many columns gates may keep, each tried; by default a fifth and half of them.
+        columns: table: how many columns gates may keep, each tried; by default a quarter of them.
         rows: table: rows the comparison uses at most; the final model is fitted to all.
         encoding: table: how a text file is encoded.
         decimal: table: decimal sign of a text file.

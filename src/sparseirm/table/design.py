@@ -25,8 +25,11 @@ USUAL_WEIGHT = 100.0
 FIRST_LAYER = 0.1
 """What the initial weights of the first layer are multiplied by, so that their size says what was learnt."""
 
-GATES = {"search": "", "columns": "structured_gmp", "weights": "probmask"}
+GATES = {"search": "", "screen": "", "columns": "structured_gmp", "weights": "probmask"}
 """How a mask comes about, and the sparsifier that is used for it by default; a search needs none."""
+
+SEARCHES = ("search", "screen")
+"""Those that find columns before training."""
 
 TABLE_METHODS = [name for name, method in METHODS.items() if not method.gray]
 """The methods that need no data without the spurious attribute."""
@@ -48,12 +51,13 @@ class Design:
         penalty_from: fraction of the run before which the penalty has no weight; by default 0 with gates on
             columns, whose choice the penalty may guide, and 1/4 with gates on weights.
         gates: what a sparse method switches off: columns that are found by a ``search`` before training
-            (`sparseirm.table.search`, the default), ``columns`` or single ``weights`` during training.
+            (`sparseirm.table.search`, the default), or by a ``screen``, the same search among columns whose
+            own relation to the target does not change; ``columns`` or single ``weights`` during training.
         sparsifier: how the mask is found in training; by default structured_gmp for columns and probmask for
             weights.
         sparsifier_options: further settings of the sparsifier by name.
         density: fraction of the columns (or weights) KEPT, in (0, 1]. Give this or `budget`.
-        budget: number of columns (or weights) kept; with ``search`` at most so many. By default as many as
+        budget: number of columns (or weights) kept; with a search at most so many. By default as many as
             the search finds best, half the columns, or one weight for ten rows; and all of them if there is
             only one environment.
         width: hidden units of each of the two layers; by default a power of two near half the square root of
@@ -212,7 +216,7 @@ class Design:
 
     def _sparsifier_options(self) -> tuple[Any, dict[str, Any]]:
         """The maker of the sparsifier and its options; a dense method and a search have none."""
-        if self.gate in ("none", "search"):
+        if self.gate in ("none", *SEARCHES):
             for option in ("sparsifier", "sparsifier_options"):
                 if getattr(self, option) is not None:
                     raise SettingError(

@@ -17,9 +17,9 @@ from sparseirm.models import build, network
 from sparseirm.monitor import Probe, Trace
 from sparseirm.sparsifiers import FixedMask
 from sparseirm.sparsifiers.groups import expand, grouped
-from sparseirm.table.design import Design
+from sparseirm.table.design import SEARCHES, Design
 from sparseirm.table.encoding import Encoding
-from sparseirm.table.search import find_columns
+from sparseirm.table.search import find_columns, unchanged_columns
 from sparseirm.training.loop import Record, train
 from sparseirm.training.state import State, start
 
@@ -107,7 +107,7 @@ def fit_rows(
     n, n_envs, blocks = len(rows), int(rows.env.max()) + 1, encoding.blocks
     net = network(build(lambda: design.module(sum(blocks), design.hidden(n), n_outputs), seed))
     inputs, y = encoding.inputs(rows.values), torch.from_numpy(rows.y)
-    if design.gate == "search":
+    if design.gate in SEARCHES:
         sparsifier = _on_columns(net.layout, blocks, _found(design, inputs, rows, loss, n_outputs, blocks))
     else:
         sparsifier = design.make_sparsifier(net.layout.size, n, n_envs, blocks)
@@ -153,7 +153,10 @@ def _found(
     if most is None and env.max() == 0:
         return list(range(len(blocks)))
     targets = np.eye(n_outputs)[rows.y.astype(int)] if n_outputs > 1 else rows.y[:, None]
-    return find_columns(inputs, targets, env, rows.weight, blocks, loss.classifies, most)
+    offered: list[int] = []
+    if design.gate == "screen" and env.max() > 0:
+        offered = unchanged_columns(inputs, rows.y, env, blocks, n_outputs if n_outputs > 1 else 0)
+    return find_columns(inputs, targets, env, rows.weight, blocks, loss.classifies, most, offered)
 
 
 def _on_columns(layout: Layout, blocks: tuple[int, ...], chosen: list[int]) -> Sparsifier:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from sparseirm.monitor import LEVEL, change_of_relations, holm
 
 Floats = NDArray[np.float64]
 
@@ -37,6 +39,7 @@ def find_columns(
     blocks: Iterable[int],
     classifies: bool,
     most: int | None = None,
+    offered: Collection[int] = (),
 ) -> list[int]:
     """The columns whose best linear predictor has low risk and is the same in all environments.
 
@@ -58,6 +61,7 @@ def find_columns(
         blocks: number of inputs of each column.
         classifies: whether the loss is cross-entropy; squared error otherwise.
         most: number of columns at most.
+        offered: columns to choose from; all by default.
 
     Returns:
         The columns, sorted; at least one.
@@ -74,10 +78,36 @@ def find_columns(
     rows = _thinned(env)
     search = _Search(x[rows].astype(np.float64), targets[rows], env[rows], weight[rows], sizes, classifies)
     most = len(sizes) if most is None else most
-    known = search.strongest()
+    known = [c for c in search.strongest() if not offered or c in offered]
     starts: list[tuple[int, ...]] = [(), tuple(known)] if len(known) <= MOST_STEPS else [()]
     found = [search.climb(search.best_on_way(start, known, most), known, most) for start in starts]
     return sorted(min(found, key=lambda state: state.objective).chosen)
+
+
+def unchanged_columns(
+    x: NDArray[Any], y: Floats, env: NDArray[np.int64], blocks: Iterable[int], n_classes: int
+) -> list[int]:
+    """The columns whose own relation to the target does not change between environments, as far as rows can tell.
+
+    A coarser question than that of `find_columns`, with more power where labels are nearly certain; it goes
+    wrong if columns depend on each other differently in different environments.
+
+    Args:
+        x: ``(n, d)`` inputs.
+        y: ``(n,)`` class numbers, or targets.
+        env: ``(n,)`` environment numbers.
+        blocks: number of inputs of each column.
+        n_classes: number of classes; 0 for regression.
+
+    Returns:
+        The columns, sorted; none if the relation of every one changes.
+    """
+    rows = _thinned(env)
+    classes = tuple(map(str, range(n_classes)))
+    p = holm(change_of_relations(x[rows].astype(np.float64), y[rows], env[rows], classes))
+    ends = np.cumsum(list(blocks))
+    starts = [0, *ends[:-1].tolist()]
+    return [c for c, (start, end) in enumerate(zip(starts, ends, strict=True)) if p[start:end].min() >= LEVEL]
 
 
 def _thinned(env: NDArray[np.int64]) -> NDArray[np.int64]:
