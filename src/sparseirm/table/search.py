@@ -87,7 +87,7 @@ def find_columns(
 def unchanged_columns(
     x: NDArray[Any], y: Floats, env: NDArray[np.int64], blocks: Iterable[int], n_classes: int
 ) -> list[int]:
-    """The columns whose own relation to the target does not change between environments, as far as rows can tell.
+    """The columns whose own relation to the target does not change between environments, as far as rows tell.
 
     A coarser question than that of `find_columns`, with more power where labels are nearly certain; it goes
     wrong if columns depend on each other differently in different environments.
