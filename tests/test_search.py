@@ -163,3 +163,12 @@ def test_a_screen_offers_columns_whose_own_relation_stays() -> None:
     assert offered == [c for c in range(20) if not sem.spurious[c]]
     assert set(find_columns(**given, offered=offered)) >= {0, 1, 2, 3}
     assert unchanged_columns(given["x"], y, given["env"], [4, 16], 2) == [0]
+
+
+def test_a_tiny_environment_is_not_lost_among_many_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_ROWS", 100)
+    given = drawn(MODELS["two environments"], 5000, classes=False)
+    few = np.concatenate([np.arange(5000), [5000, 6000, 7000]])
+    given = {name: v[few] if isinstance(v, np.ndarray) else v for name, v in given.items()}
+    assert find_columns(**given)
+    assert unchanged_columns(given["x"], given["targets"][:, 0], given["env"], given["blocks"], 0)

@@ -15,6 +15,7 @@ from sparseirm.experiments.executors import Handle, Submitter
 from sparseirm.monitor import counted
 from sparseirm.study.assessment import Assessment, Candidate, Sample, assess
 from sparseirm.study.problem import Problem
+from sparseirm.table.thinning import thinned
 
 MOST_FOLDS = 8
 """Groups of environments that are left out in turn, if there are more environments."""
@@ -113,12 +114,10 @@ def folds(problem: Problem, seeds: Sequence[int], most_rows: int) -> list[Fold]:
 
 
 def _thinned(problem: Problem, most_rows: int) -> NDArray[np.int64]:
-    """Places of the training rows, at most so many, shuffled within environments and classes."""
+    """Places of the training rows, about so many, shuffled within environments and classes."""
     rows = problem.training
-    by_class = problem.codes[rows] if problem.classes else np.zeros(len(rows))
-    luck = np.random.default_rng(0).permutation(len(rows))
-    rows = rows[np.lexsort((luck, by_class, problem.env[rows]))]
-    return rows[np.linspace(0, len(rows) - 1, min(len(rows), most_rows)).astype(np.int64)]
+    by_class = problem.codes[rows].astype(np.int64) if problem.classes else 0
+    return rows[thinned(problem.env[rows] * (len(problem.classes) + 1) + by_class, most_rows)]
 
 
 def compare_candidates(

@@ -25,6 +25,7 @@ from sparseirm.study.verdicts import (
     witness,
 )
 from sparseirm.table.encoding import Encoding, values
+from sparseirm.table.thinning import thinned
 from sparseirm.training.loop import Record
 
 NOT_BY_SCORE = (
@@ -64,7 +65,7 @@ class Study:
 def look(problem: Problem) -> list[Finding]:
     """The monitor's findings before training; it sees training rows only."""
     rows = problem.training
-    rows = rows[:: max(1, len(rows) // MOST_TESTED_ROWS)]
+    rows = rows[thinned(problem.env[rows], MOST_TESTED_ROWS)]
     frame = problem.inputs.iloc[rows]
     encoding = Encoding.fitted(problem.columns, values(problem.columns, frame))
     inputs = encoding.inputs(frame).astype(np.float64)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparseirm.monitor import LEVEL, change_of_relations, holm
+from sparseirm.table.thinning import thinned
 
 Floats = NDArray[np.float64]
 
@@ -75,10 +76,10 @@ def find_columns(
         [0]
     """
     sizes = np.array(list(blocks))
-    rows = _thinned(env)
+    rows = thinned(env, MOST_ROWS)
     search = _Search(x[rows].astype(np.float64), targets[rows], env[rows], weight[rows], sizes, classifies)
     most = len(sizes) if most is None else most
-    known = [c for c in search.strongest() if not offered or c in offered]
+    known = search.strongest(np.array(sorted(offered or range(len(sizes)))))
     starts: list[tuple[int, ...]] = [(), tuple(known)] if len(known) <= MOST_STEPS else [()]
     found = [search.climb(search.best_on_way(start, known, most), known, most) for start in starts]
     return sorted(min(found, key=lambda state: state.objective).chosen)
@@ -102,21 +103,12 @@ def unchanged_columns(
     Returns:
         The columns, sorted; none if the relation of every one changes.
     """
-    rows = _thinned(env)
+    rows = thinned(env, MOST_ROWS)
     classes = tuple(map(str, range(n_classes)))
     p = holm(change_of_relations(x[rows].astype(np.float64), y[rows], env[rows], classes))
     ends = np.cumsum(list(blocks))
     starts = [0, *ends[:-1].tolist()]
     return [c for c, (start, end) in enumerate(zip(starts, ends, strict=True)) if p[start:end].min() >= LEVEL]
-
-
-def _thinned(env: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Rows to search with: every environment alike gives up some, if there are too many."""
-    if len(env) <= MOST_ROWS:
-        return np.arange(len(env))
-    order = np.random.default_rng(0).permutation(len(env))
-    order = order[np.argsort(env[order], kind="stable")]
-    return order[np.linspace(0, len(env) - 1, MOST_ROWS).astype(np.int64)]
 
 
 @dataclass(frozen=True)
@@ -168,10 +160,10 @@ class _Search:
         """Weight of each row; every environment has a sum of 1."""
         return self.weight / np.bincount(self.env, weights=self.weight)[self.env]
 
-    def strongest(self) -> list[int]:
+    def strongest(self, offered: NDArray[np.int64]) -> list[int]:
         """The columns with the strongest relations to the target, as many as are searched."""
-        start = self._fits(())[0]
-        order = np.argsort(-start.change / self.sizes, kind="stable")
+        strength = self._fits(())[0].change / self.sizes
+        order = offered[np.argsort(-strength[offered], kind="stable")]
         return [int(c) for c in order[np.cumsum(self.sizes[order]) <= max(MOST_INPUTS, self.sizes.max())]]
 
     def climb(self, state: _State, known: list[int], most: int) -> _State:
