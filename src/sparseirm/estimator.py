@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
@@ -43,7 +44,7 @@ class EnvironmentWarning(UserWarning):
     """A method that compares environments was given only one."""
 
 
-class _SparseIRM(BaseEstimator):  # type: ignore[misc]
+class _SparseIRM(BaseEstimator, ABC):  # type: ignore[misc]
     """What classifier and regressor have in common: everything but the target."""
 
     on_step: Callable[[Record, int], None] | None = None
@@ -100,7 +101,24 @@ class _SparseIRM(BaseEstimator):  # type: ignore[misc]
         """
         return Design(**{f.name: getattr(self, f.name) for f in fields(Design)})
 
-    def _fit(self, X: Any, y: Any, env: Any, sample_weight: Any) -> Self:
+    def fit(
+        self, X: Any, y: ArrayLike, env: ArrayLike | None = None, sample_weight: ArrayLike | None = None
+    ) -> Self:
+        """Train on rows of several environments.
+
+        Args:
+            X: ``(n, n_columns)`` numbers as an array or sparse matrix, or a pandas frame with numbers, text,
+                dates and missing values.
+            y: ``(n,)`` labels of a classifier, numbers of a regressor.
+            env: ``(n,)`` environment of each row: site, year, batch ...; None if there is only one.
+            sample_weight: ``(n,)`` weights that compare rows of one environment; environments count alike.
+
+        Returns:
+            The estimator.
+
+        Raises:
+            ValueError: if the data or a parameter cannot be used; the message says what to do.
+        """
         design, seed = self.design, _seed(self.random_state)
         numbers, columns, y = self._training_table(X, y)
         codes = self._codes(y)
@@ -113,7 +131,7 @@ class _SparseIRM(BaseEstimator):  # type: ignore[misc]
         present, dense = np.unique(rows.env, return_inverse=True)
         rows = self._prepared(replace(rows, env=dense.astype(np.int64)))
         if design.kind.invariant and len(present) == 1:
-            warnings.warn(ALONE.format(self.method), EnvironmentWarning, stacklevel=3)
+            warnings.warn(ALONE.format(self.method), EnvironmentWarning, stacklevel=2)
         self.environments_ = [names[e] for e in present]
         self.encoding_ = Encoding.fitted(columns, rows.values)
         watch = self.on_step or (lambda record, steps: None)
@@ -200,11 +218,13 @@ class _SparseIRM(BaseEstimator):  # type: ignore[misc]
     loss: Loss
     _n_outputs: int = 1
 
+    @abstractmethod
     def _codes(self, y: NDArray[Any]) -> NDArray[np.float64]:
-        raise NotImplementedError
+        """The target as the network is trained on it, ``(n,)``."""
 
+    @abstractmethod
     def _prepared(self, rows: Rows) -> Rows:
-        raise NotImplementedError
+        """The rows of this kind of target, checked, weighted or scaled."""
 
 
 class SparseIRMClassifier(ClassifierMixin, _SparseIRM):  # type: ignore[misc]
@@ -292,26 +312,6 @@ class SparseIRMClassifier(ClassifierMixin, _SparseIRM):  # type: ignore[misc]
         )
         self.class_weight = class_weight
 
-    def fit(
-        self, X: Any, y: ArrayLike, env: ArrayLike | None = None, sample_weight: ArrayLike | None = None
-    ) -> Self:
-        """Train on rows of several environments.
-
-        Args:
-            X: ``(n, n_columns)`` numbers as an array or sparse matrix, or a pandas frame with numbers, text,
-                dates and missing values.
-            y: ``(n,)`` labels.
-            env: ``(n,)`` environment of each row: site, year, batch ...; None if there is only one.
-            sample_weight: ``(n,)`` weights that compare rows of one environment; environments count alike.
-
-        Returns:
-            The estimator.
-
-        Raises:
-            ValueError: if the data or a parameter cannot be used; the message says what to do.
-        """
-        return self._fit(X, y, env, sample_weight)
-
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
         """Probability of each class.
 
@@ -378,26 +378,6 @@ class SparseIRMRegressor(RegressorMixin, _SparseIRM):  # type: ignore[misc]
     """
 
     loss = SQUARED
-
-    def fit(
-        self, X: Any, y: ArrayLike, env: ArrayLike | None = None, sample_weight: ArrayLike | None = None
-    ) -> Self:
-        """Train on rows of several environments.
-
-        Args:
-            X: ``(n, n_columns)`` numbers as an array or sparse matrix, or a pandas frame with numbers, text,
-                dates and missing values.
-            y: ``(n,)`` numbers.
-            env: ``(n,)`` environment of each row: site, year, batch ...; None if there is only one.
-            sample_weight: ``(n,)`` weights that compare rows of one environment; environments count alike.
-
-        Returns:
-            The estimator.
-
-        Raises:
-            ValueError: if the data or a parameter cannot be used; the message says what to do.
-        """
-        return self._fit(X, y, env, sample_weight)
 
     def predict(self, X: Any) -> NDArray[np.float64]:
         """Predicted targets.

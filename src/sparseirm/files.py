@@ -65,6 +65,25 @@ def write_bytes(path: Path, content: bytes) -> None:
         raise
 
 
+def writable(folder: Path) -> None:
+    """Make an output folder if it is missing, and see that files can be written to it.
+
+    Args:
+        folder: the folder.
+
+    Raises:
+        SettingError: if they cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise SettingError(
+            f"`out` {str(folder)!r} cannot be written to ({error}); choose another folder."
+        ) from None
+
+
 def remove_parts(path: Path) -> None:
     """Remove what a process that was killed while writing ``path`` left behind; only under a lock."""
     for part in path.parent.glob(f".{path.name}.*.part"):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import platform
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -29,6 +28,7 @@ from sparseirm.files import (
     read_json,
     read_tensors,
     remove_parts,
+    writable,
     write_json,
     write_tensors,
 )
@@ -446,14 +446,7 @@ def _checkpoint_seconds() -> float:
 @contextmanager
 def _held(folder: Path) -> Iterator[None]:
     """The output folder, in nobody else's hands, and without files that a killed process began."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise SettingError(
-            f"`out` {str(folder)!r} cannot be written to ({error}); choose another folder."
-        ) from None
+    writable(folder)
     with locked(folder / LOCK) as mine:
         if not mine:
             raise SettingError(

@@ -10,6 +10,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from sparseirm.bench.isolated import Cost, Task, measured
+from sparseirm.experiments.figures import saved
 from sparseirm.experiments.illustrations import SPARSE
 
 LINEAR = 1.1
@@ -167,6 +168,4 @@ def figure(curves: Mapping[str, Growth], path: Path) -> Path:
         column[1].set_xlabel(curve.name)
     panels[0][0].set_ylabel("a training step, s")
     panels[1][0].set_ylabel("memory, GB")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    drawing.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
-    return path
+    return saved(drawing, path)

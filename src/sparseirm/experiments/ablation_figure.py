@@ -11,9 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sparseirm.experiments.ablation_study import AblationReport, Reading
-from sparseirm.experiments.figures import COLOURS
-
-matplotlib.rcParams["svg.hashsalt"] = "sparseirm"
+from sparseirm.experiments.figures import COLOURS, saved
 
 
 def draw(report: AblationReport, path: Path) -> Path:
@@ -35,9 +33,7 @@ def draw(report: AblationReport, path: Path) -> Path:
     left, right = bottom.subplots(1, 2)
     _probe(left, report, labels)
     _densities(right, report)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110, metadata={"Date": None} if path.suffix == ".svg" else None)
-    return path
+    return saved(figure, path, dpi=110)
 
 
 def rectangle(h: int) -> tuple[int, int]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -11,9 +12,48 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sparseirm.experiments.tables import Row
+from sparseirm.files import write_bytes
 
 COLOURS = {"train": "#8d99ae", "test": "#d1495b"}
-matplotlib.rcParams["svg.hashsalt"] = "sparseirm"
+
+
+def encoded(
+    figure: Figure, suffix: str, dpi: float | str = "figure", about: Mapping[str, str] | None = None
+) -> bytes:
+    """A figure as the content of a file: the same figure is the same bytes, whenever it is drawn.
+
+    Args:
+        figure: the figure.
+        suffix: ending of the file, such as ``.svg`` or ``.png``; it chooses the format.
+        dpi: dots per inch of images.
+        about: what an SVG says about itself.
+
+    Returns:
+        The file's content.
+    """
+    undated = {".svg": {"Date": None, **(about or {})}, ".pdf": {"CreationDate": None}}
+    buffer = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "sparseirm"}):
+        figure.savefig(buffer, format=suffix[1:], dpi=dpi, metadata=undated.get(suffix))
+    return buffer.getvalue()
+
+
+def saved(
+    figure: Figure, path: Path, dpi: float | str = "figure", about: Mapping[str, str] | None = None
+) -> Path:
+    """Write a figure, whole or not at all.
+
+    Args:
+        figure: the figure.
+        path: where it goes; the ending chooses the format.
+        dpi: see `encoded`.
+        about: see `encoded`.
+
+    Returns:
+        ``path``.
+    """
+    write_bytes(path, encoded(figure, path.suffix, dpi, about))
+    return path
 
 
 def comparison(rows: Sequence[Row], title: str, path: Path) -> Path:
@@ -47,9 +87,7 @@ def comparison(rows: Sequence[Row], title: str, path: Path) -> Path:
     bars.set_title(hint, fontsize=9, loc="left")
     for column, row in enumerate(rows):
         _trajectory(figure.add_subplot(grid[1, column]), row, first=column == 0)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
-    return path
+    return saved(figure, path, dpi=150)
 
 
 def _trajectory(axes: Axes, row: Row, first: bool) -> None:

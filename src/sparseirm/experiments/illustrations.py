@@ -6,19 +6,18 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sparseirm.core import SettingError
+from sparseirm.experiments.figures import saved
 from sparseirm.experiments.store import Store
 from sparseirm.experiments.tables import Row, rows
 from sparseirm.files import canonical, digest
 from sparseirm.runs import Result
 
 DENSE, SPARSE = "#d1495b", "#00798c"
-matplotlib.rcParams["svg.hashsalt"] = "sparseirm"
 
 
 def gaps(result: Result, split: str) -> list[float]:
@@ -92,10 +91,8 @@ def overfitting(dense: Row, sparse: Row, path: Path) -> Path:
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False, fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    about = {"Date": None, "Description": origin((*dense.results, *sparse.results))}
-    figure.savefig(path, dpi=150, metadata=about if path.suffix == ".svg" else None)
-    return path
+    about = {"Description": origin((*dense.results, *sparse.results))}
+    return saved(figure, path, dpi=150, about=about)
 
 
 def origin(results: Sequence[Result]) -> str:

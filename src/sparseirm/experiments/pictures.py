@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import torch
 from matplotlib.axes import Axes
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from sparseirm.core import SettingError
 from sparseirm.data import DataSet, Split
+from sparseirm.experiments.figures import encoded
 from sparseirm.files import write_bytes
 from sparseirm.recipe import Option, Recipe
 
@@ -25,7 +25,6 @@ ROWS = 10
 """Labels shown; further ones are left out."""
 
 FRAME = "#d1495b"
-matplotlib.rcParams["svg.hashsalt"] = "sparseirm"
 
 
 def pictures(
@@ -157,11 +156,9 @@ def _name(data: DataSet, label: int) -> str:
 
 def _encoded(figure: Figure, suffix: str) -> bytes:
     """The file's content; a PNG has 256 colours, which makes it a third of the size."""
-    buffer = io.BytesIO()
-    note = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(suffix)
-    figure.savefig(buffer, format=suffix[1:], dpi=110, metadata=note)
+    content = encoded(figure, suffix, dpi=110)
     if suffix != ".png":
-        return buffer.getvalue()
+        return content
     small = io.BytesIO()
-    Image.open(buffer).convert("RGB").quantize(256).save(small, "PNG", optimize=True)
+    Image.open(io.BytesIO(content)).convert("RGB").quantize(256).save(small, "PNG", optimize=True)
     return small.getvalue()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import io
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
-from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from sparseirm.core import SettingError
@@ -19,6 +17,7 @@ from sparseirm.evaluation.selection import RULES
 from sparseirm.experiments.charts import against_width, trajectory
 from sparseirm.experiments.claims import PENALTIES, claims
 from sparseirm.experiments.deviations import address, read, unexplained
+from sparseirm.experiments.figures import saved
 from sparseirm.experiments.grids import GRIDS, PRECISION
 from sparseirm.experiments.progress import duration
 from sparseirm.experiments.rules import Chosen
@@ -65,7 +64,7 @@ def report(store: Path = Path("results"), out: Path = Path("out/report"), precis
     findings = found(study)
     shown = content(study, findings, place)
     for chart in shown["charts"]:
-        write_bytes(out / chart["file"], _drawn(chart["figure"]))
+        saved(chart["figure"], out / chart["file"])
     write_bytes(out / "summary.csv", summary(findings).encode())
     write_bytes(out / "report.md", render(HERE.with_name("report.md"), **shown))
     write_bytes(out / "index.html", render(HERE.with_name("report.html"), **shown))
@@ -220,11 +219,3 @@ def _plain(text: object) -> Markup:
     """Words on one line in which neither Markdown nor HTML sees anything special."""
     words = html.escape(" ".join(str(text).split()), quote=False)
     return Markup(re.sub(r"([\\`*_\[\]|~$])", r"\\\1", words))
-
-
-def _drawn(figure: Figure) -> bytes:
-    """A figure as a file of its own."""
-    buffer = io.BytesIO()
-    with rc_context({"svg.hashsalt": "sparseirm"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return buffer.getvalue()

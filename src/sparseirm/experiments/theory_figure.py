@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from sparseirm.experiments.figures import saved
 from sparseirm.experiments.statistics import wilson
 from sparseirm.experiments.theory_study import CONFIDENCE, Discovery, Identified, TheoryReport
 
@@ -17,7 +18,6 @@ INVARIANT, SPURIOUS, RANDOM, EVERYTHING = "#00798c", "#d1495b", "#c9ced9", "#303
 """One colour for each kind of feature, told apart by lightness as well."""
 
 MARKS = "osD^"
-matplotlib.rcParams["svg.hashsalt"] = "sparseirm"
 
 
 def draw(report: TheoryReport, path: Path) -> Path:
@@ -49,9 +49,7 @@ def draw(report: TheoryReport, path: Path) -> Path:
         _kept(axes, rows, first=column == 0)
     handles, labels = bottom.axes[0].get_legend_handles_labels()
     bottom.legend(handles, labels, loc="outside lower center", frameon=False, ncols=3)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110, metadata={"Date": None} if path.suffix == ".svg" else None)
-    return path
+    return saved(figure, path, dpi=110)
 
 
 def _clean(axes: Axes, title: str, note: str) -> None:

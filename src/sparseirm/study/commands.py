@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +18,7 @@ from rich.text import Text
 from sparseirm.core import SettingError
 from sparseirm.estimator import SparseIRMClassifier, load
 from sparseirm.experiments.executors import local
-from sparseirm.files import write_bytes, write_json
+from sparseirm.files import writable, write_bytes, write_json
 from sparseirm.monitor import Finding, counted, listed
 from sparseirm.runs import environment
 from sparseirm.study.choice import Choice, EnvScore, Standing
@@ -196,14 +195,7 @@ def claimed(out: Path) -> Iterator[None]:
         what = "holds something" if out.is_dir() else "is a file"
         raise SettingError(f"`out` {str(out)!r} already {what}; choose another folder.")
     made = [folder for folder in (out, *out.parents) if not folder.exists()]
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            pass
-    except OSError as error:
-        raise SettingError(
-            f"`out` {str(out)!r} cannot be written to ({error}); choose another folder."
-        ) from None
+    writable(out)
     try:
         yield
     except BaseException:
