@@ -13,6 +13,7 @@ import torch
 
 from sparseirm.bench import command, equality, peers, rows
 from sparseirm.bench.curves import CURVES, Curve, exponent, figure, growth, smaller
+from sparseirm.bench.elsewhere import CALLS, elsewhere, serve
 from sparseirm.bench.equality import Gate, compare, require_equal
 from sparseirm.bench.isolated import Cost, Task, measured
 from sparseirm.bench.released import Rates, Reference, bisect
@@ -85,6 +86,21 @@ def test_runs_to_be_timed_do_what_their_names_say() -> None:
     assert int(decided.state.memory.kept["mask"].sum()) == d // 2
 
 
+def test_the_released_way_runs_in_a_process_that_says_when_it_is_done() -> None:
+    with elsewhere(tuned=True) as call:
+        for _ in range(2):
+            call("step", n=16, width=3)
+        with pytest.raises(RuntimeError, match="pirouette"):
+            call("pirouette")
+
+
+def test_every_call_of_the_released_way_can_be_repeated() -> None:
+    sizes = {"step": {"n": 10, "width": 3}, "evaluation": {"n": 10, "width": 3}, "mask": {"d": 40}}
+    sizes["run"] = {"n": 10, "width": 3, "epochs": 3}
+    lines = [json.dumps([name, sizes[name]]) for name in CALLS]
+    assert list(serve([*lines, *lines], tuned=False)) == [*CALLS, *CALLS]
+
+
 # Ratios.
 
 
@@ -113,7 +129,7 @@ def test_the_limit_holds_every_product_of_a_step() -> None:
 
 def test_a_training_step_is_compared_with_all_it_should_be() -> None:
     part = training_step(TINY)
-    assert {line.reference for line in part.rows} == {rows.RELEASED, rows.ROUTED, rows.LIMIT, rows.ERM}
+    assert {line.reference for line in part.rows} == {rows.RELEASED, rows.TUNED, rows.LIMIT, rows.ERM}
     for line in part.rows:
         assert line.ratio > 0 and line.low <= line.high and "step" in line.name
 
