@@ -7,11 +7,13 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, fields, replace
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 import torch
 
 from sparseirm.bench import command, equality, peers, rows
+from sparseirm.bench.alternatives import stacked
 from sparseirm.bench.curves import CURVES, Curve, exponent, figure, growth, smaller
 from sparseirm.bench.elsewhere import CALLS, elsewhere, serve
 from sparseirm.bench.equality import Gate, compare, require_equal
@@ -148,6 +150,21 @@ def test_shrinking_is_measured_on_a_network_that_still_has_neurons_in_every_laye
 def test_the_projection_is_measured_as_exact_and_quick() -> None:
     error, cold, warm = exactness(3000)
     assert 0 < error < 1e-6 and warm <= cold <= 9
+
+
+def test_stacked_networks_compute_what_each_computes_alone() -> None:
+    found, checks = stacked(30, (3, 5), seeds=3, repeats=1)
+    assert len(found) == len(checks) == 2 and all(check.value < 1e-6 for check in checks)
+
+
+def test_what_cannot_be_compiled_has_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_compiler(call: Callable[..., object]) -> Callable[..., object]:
+        raise RuntimeError("no C++ compiler\nwas found")
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    assert rows.compiling(TINY) == Part(notes=[ANY])
+    (note,) = rows.compiling(TINY).notes
+    assert note.endswith("no C++ compiler")
 
 
 # Curves.

