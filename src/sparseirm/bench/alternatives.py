@@ -1,4 +1,4 @@
-"""What else could make training faster, measured so that leaving it out is a decision: compiling, stacking."""
+"""What else could make training faster, measured so that leaving it out is a decision: compile, stack."""
 
 from __future__ import annotations
 
