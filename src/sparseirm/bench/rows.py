@@ -61,6 +61,7 @@ RELEASED = "the released way"
 TUNED = "the released way with oneDNN's products and memory kept in huge pages"
 LIMIT = "its matrix products alone, each by the fastest library"
 ERM = "our plain dense training (ERM)"
+IRM = "our dense training with the same penalty (IRM)"
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class Size:
 
 
 FULL = Size()
-QUICK = Size("quick", 400, 16, 2, 2, (2_000, 70_000), 4, 4, (3, 32, 32), 2, 2, 64, 40, (3,))
+QUICK = Size("quick", 400, 16, 2, 2, (2_000, 70_000), 4, 8, (3, 32, 32), 2, 2, 64, 40, (3,))
 
 
 @dataclass(frozen=True)
@@ -369,23 +370,30 @@ def _passes(scores: Tensor, budget: float, guess: Tensor | None = None) -> tuple
 
 
 def deep(size: Size) -> Part:
-    """A step of ResNet-18 beside plain dense training of it."""
-    batch, module = samples(size.batch, size.images), resnet18(size.images)
-    kinds: dict[str, Mapping[str, Any] | None] = {"gates": OPEN, "decided": DECIDED, "erm": None}
-    runs = {
-        kind: ours(batch, module, options=options, invariant=kind != "erm") for kind, options in kinds.items()
-    }
-    times = interleaved({kind: run.step for kind, run in runs.items()}, size.repeats)
-    decide = SETTINGS["ours"]["sparsifier_options"]["decide_at"]
-    mean = combined(times, {"gates": decide, "decided": 1 - decide})
-    what = f"step of ResNet-18, batch of {size.batch}"
-    return Part(
-        [
-            row(f"{what}, gates drawn", times["gates"], times["erm"], ERM),
-            row(f"{what}, mask decided", times["decided"], times["erm"], ERM),
-            row(f"{what}, mean over a run by default, from measured pieces", mean, times["erm"], ERM),
+    """A step of ResNet-18 beside plain dense training and dense IRM, for small and for the usual batches."""
+    rows = []
+    for n in (size.batch, size.large_batch):
+        batch, module = samples(n, size.images), resnet18(size.images)
+        calls = {
+            "gates": ours(batch, module, options=OPEN).step,
+            "decided": ours(batch, module, options=DECIDED).step,
+            ERM: ours(batch, module, options=None, invariant=False).step,
+            IRM: ours(batch, module, options=None).step,
+        }
+        times = interleaved(calls, size.repeats)
+        decide = SETTINGS["ours"]["sparsifier_options"]["decide_at"]
+        kinds = {
+            "gates drawn": times["gates"],
+            "mask decided": times["decided"],
+            "mean over a run by default, from measured pieces": combined(
+                times, {"gates": decide, "decided": 1 - decide}
+            ),
+        }
+        what = f"step of ResNet-18, batch of {n:,}"
+        rows += [
+            row(f"{what}, {kind}", kinds[kind], times[dense], dense) for kind in kinds for dense in (ERM, IRM)
         ]
-    )
+    return Part(rows)
 
 
 def memory(size: Size) -> Part:
@@ -485,7 +493,7 @@ GROUPS = {
     "run": Group("whole run", 4.0, whole_run),
     "mask": Group("mask, optimiser and projection", 1.0, mask_and_scores),
     "projection": Group("projection", 0.5, projections),
-    "resnet": Group("ResNet-18", 1.0, deep),
+    "resnet": Group("ResNet-18", 2.0, deep),
     "memory": Group("memory", 0.5, memory),
     "seeds": Group("sweep over seeds", 2.0, many_seeds),
     "inference": Group("inference", 1.0, inference),
