@@ -35,11 +35,12 @@ def name(recipe: Recipe) -> str:
 
     >>> name(Recipe(method="erm", width=64, seed=2).resolved())
     'colored_digits 1200, width 64, ERM, seed 2'
+    >>> name(Recipe(data="cifar_mnist", model="resnet18", method="erm").resolved())
+    'cifar_mnist 10000, resnet18, ERM, seed 0'
     """
     settings = "" if recipe.settings == "ours" else f", {recipe.settings} settings"
-    return (
-        f"{recipe.data} {recipe.n_train}, width {recipe.width}, {label(recipe)}{settings}, seed {recipe.seed}"
-    )
+    model = f"width {recipe.width}" if recipe.width else recipe.model
+    return f"{recipe.data} {recipe.n_train}, {model}, {label(recipe)}{settings}, seed {recipe.seed}"
 
 
 def summary(progress: Progress) -> str:
