@@ -223,6 +223,11 @@ class Batches:
         """Number of steps that go through the data once."""
         return steps_per_epoch(len(self.samples), self.batch_size)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the inputs of one batch."""
+        return self.samples.x[:1].nbytes * (self.batch_size or len(self.samples))
+
     def shares(self) -> list[int]:
         """How many samples of each environment a batch holds: proportional, at least one each."""
         counts = torch.bincount(self.samples.env, minlength=self.n_envs).tolist()

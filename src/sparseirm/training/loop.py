@@ -74,7 +74,8 @@ def train(
     """
     if shrinking:
         shrinking.begin()
-    with global_draws(state.weights.device) as seed_all, fast_matmul(), kept_memory():
+    memory = kept_memory(batches.nbytes)
+    with global_draws(state.weights.device) as seed_all, fast_matmul(), memory:
         while state.step < plan.steps:
             noise = generator(seed, "step", state.step, device=state.weights.device)
             now = Moment(state.step, plan.steps, noise)

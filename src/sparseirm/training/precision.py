@@ -31,15 +31,23 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
 """glibc's names for what `kept_memory` sets, see ``man mallopt``."""
 
 
+KEPT = 1 << 27
+"""Bytes of a batch up to which `kept_memory` is worth it."""
+
+
 @contextmanager
-def kept_memory() -> Iterator[None]:
+def kept_memory(nbytes: int = 0) -> Iterator[None]:
     """Keep the memory of freed tensors for the next ones, where the C library is glibc.
 
     It gives large blocks back to the system at once, and a training step, which needs them again, pays for
     fresh pages every time. When the context ends, memory is given back as before. Where the allocator's own
     variables say something about it (``MALLOC_TRIM_THRESHOLD_``, ``GLIBC_TUNABLES``), nothing is changed.
+
+    Args:
+        nbytes: size of a batch's inputs. Kept memory breaks into pieces and may grow to twice of what is in
+            use; above `KEPT` that costs more than fresh pages do, and nothing is changed either.
     """
-    mallopt = _mallopt()
+    mallopt = _mallopt() if nbytes <= KEPT else None
     if mallopt is None:
         yield
         return
