@@ -236,12 +236,13 @@ class SparseIRMClassifier(ClassifierMixin, _SparseIRM):  # type: ignore[misc]
         penalty_options: further settings of the penalty, by name.
         penalty_weight: lambda, weight of the penalty.
         penalty_from: fraction of the run before which the penalty has no weight.
-        gates: ``columns`` (default) or ``weights``: what a sparse method switches off.
-        sparsifier: how the mask is found.
+        gates: what a sparse method switches off: columns that a ``search`` (default) or ``screen`` before
+            training leaves out, or ``columns`` or single ``weights`` during training.
+        sparsifier: how the mask is found in training; without effect on a search.
         sparsifier_options: further settings of the sparsifier, by name.
         density: fraction of the columns (or weights) kept.
-        budget: number of columns (or weights) kept, instead of `density`. The setting that matters most:
-            choose it by `sklearn.model_selection.GridSearchCV` over environments, or with ``sparseirm fit``.
+        budget: number of columns (or weights) kept, instead of `density`; a search keeps at most so many,
+            and without either as many as it finds best.
         width: hidden units of each of the two hidden layers.
         steps: optimiser steps.
         batch_size: rows per step.

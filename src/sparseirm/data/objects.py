@@ -17,13 +17,7 @@ from torch.nn.functional import interpolate
 
 from sparseirm.core import SettingError
 from sparseirm.data import cifar, coco
-from sparseirm.data.construction import (
-    Construction,
-    constructed,
-    construction,
-    is_probability,
-    require,
-)
+from sparseirm.data.construction import Construction, constructed, construction, is_probability, require
 from sparseirm.data.environments import DataSet
 from sparseirm.data.pools import Pools, pools_of
 from sparseirm.files import digest
@@ -255,9 +249,7 @@ def composite(rgba: Tensor, members: Tensor, behind: Tensor, size: int) -> Tenso
         tensor([0.2000, 0.4000, 0.6000])
     """
     x = torch.empty(len(members), 3, size, size)
-    for some in torch.split(
-        torch.arange(len(members)), 1000
-    ):  # the scaled objects of all would fill the memory
+    for some in torch.split(torch.arange(len(members)), 1000):  # all at once would fill the memory
         scaled = rgba[members[some]] / 255
         if scaled.shape[-2:] != (size, size):
             scaled = interpolate(scaled, (size, size), mode="bilinear", antialias=True, align_corners=False)

@@ -211,8 +211,9 @@ def _machine(result: Result) -> str:
     """On what a run was made."""
     parts = result.environment
     words = [f"{name} {parts[name]}" for name in ("sparseirm", "torch", "python") if name in parts]
-    words += [str(parts[name]) for name in ("device",) if name in parts]
-    return ", ".join([*words, f"{parts['threads']} thread(s)"] if "threads" in parts else words)
+    words += [str(parts["device"])] if "device" in parts else []
+    words += [f"{parts['threads']} thread(s)"] if "threads" in parts else []
+    return ", ".join(words)
 
 
 def _plain(text: object) -> Markup:

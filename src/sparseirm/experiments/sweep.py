@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from sparseirm.core import SettingError
-from sparseirm.experiments.estimates import Estimates, cost, steps
+from sparseirm.experiments.estimates import Estimates, cost
 from sparseirm.experiments.executors import Handle, Submitter
 from sparseirm.experiments.store import Store
 from sparseirm.recipe import Recipe
@@ -223,7 +223,7 @@ class _Work:
         running, left = [], 0.0
         for recipe, _ in self.flights.values():
             step = self.store.steps(recipe)
-            over = 0.0 if step is None else step / steps(recipe)
+            over = 0.0 if step is None else step / recipe.total_steps
             if step is not None:
                 running.append((recipe, over))
             left += (1 - over) * (self.estimates.seconds(recipe) or math.nan)
