@@ -59,9 +59,9 @@ def colored_object(
     coloured backgrounds; Zhou et al. 2022, section 5.2, use the correlations (0.999, 0.7, 0.1) and 5 % label
     noise. Classes, colours and brightness are those of the preparation that came with Bayesian IRM.
 
-    Needs the file that ``sparseirm prepare-coco`` makes (`sparseirm.data.coco.prepare`). A COCO image belongs
-    to one pool, whatever the seed, so that no two splits show objects of the same photograph; in each pool
-    there are as many vehicles as animals. The test environment has up to 1,800 of them.
+    Needs the file that ``sparseirm prepare-coco`` makes (`sparseirm.data.cutting.prepare`). A COCO image
+    belongs to one pool, whatever the seed, so that no two splits show objects of the same photograph; in each
+    pool there are as many vehicles as animals. The test environment has up to 1,800 of them.
 
     Args:
         n_train: training samples of all environments together; default 12,000.
