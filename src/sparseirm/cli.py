@@ -9,7 +9,7 @@ import itertools
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,7 +17,6 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from sparseirm.bench.command import bench
 from sparseirm.core import NonFiniteError, SettingError
@@ -33,6 +32,7 @@ from sparseirm.experiments.report import report
 from sparseirm.experiments.reproduce import reproduce
 from sparseirm.experiments.rules import rounds, side_by_side
 from sparseirm.experiments.rules import table as by_rule
+from sparseirm.experiments.sheets import plain_table
 from sparseirm.experiments.store import Store
 from sparseirm.experiments.sweep import sweep
 from sparseirm.experiments.tables import HEADINGS, Row, cells, label, markdown, markdown_table, notes, rows
@@ -169,13 +169,15 @@ def compare(
     table = rows(found)
     if not table:
         raise SettingError(f"no run finished; the reasons are in {store / 'failed'}.")
-    Console(width=100).print(_table(table), *notes(table), sep="\n")
+    title = "accuracy at the last step, in percent: mean ± standard deviation over seeds"
+    shown_table = plain_table(HEADINGS, map(cells, table), title)
+    Console(width=100).print(shown_table, *notes(table), sep="\n")
     text = markdown(table)
     if rules:
         chosen = [(row.label, side_by_side(row.results, Store(store).get)) for row in table]
         headings, lines = by_rule(chosen)
         refusals = sorted({f"{one.refusal}\n" for _, each in chosen for one in each if one.refusal})
-        Console(width=120).print(_plain_table(headings, lines), *refusals, sep="\n", highlight=False)
+        Console(width=120).print(plain_table(headings, lines), *refusals, sep="\n", highlight=False)
         text += "\n".join(["", markdown_table(headings, lines), *refusals])
     write_bytes(out / "compare.md", text.encode())
     figure = comparison(table, f"{recipe.data}: seen and unseen environments", out / "compare.svg")
@@ -242,7 +244,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         print(
-            "sparseirm: stopped. `train --resume` with `--out`, `compare` and `prepare-coco` go on.",
+            "sparseirm: stopped. The same command goes on: `train` with `--out` and `--resume`, all with a "
+            "`--store`, `bench` and `prepare-coco`.",
             file=sys.stderr,
         )
         return 130
@@ -292,20 +295,6 @@ def _first_line(box: str, arguments: Sequence[str]) -> str:
     hint = f" Did you mean {near}?" if near and first.startswith("Unrecognized") else ""
     command = arguments[0] if arguments and arguments[0] in COMMANDS else ""
     return f"{first.rstrip('. ')}.{hint} See `sparseirm {command} --help`.".replace("  ", " ")
-
-
-def _table(table: Sequence[Row]) -> Table:
-    title = "accuracy at the last step, in percent: mean ± standard deviation over seeds"
-    return _plain_table(HEADINGS, map(cells, table), title)
-
-
-def _plain_table(headings: Sequence[str], lines: Iterable[Sequence[str]], title: str | None = None) -> Table:
-    shown = Table(title=title)
-    for at, heading in enumerate(headings):
-        shown.add_column(heading, justify="right" if at else "left")
-    for line in lines:
-        shown.add_row(*line)
-    return shown
 
 
 @contextmanager

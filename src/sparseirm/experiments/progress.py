@@ -36,10 +36,10 @@ def name(recipe: Recipe) -> str:
     >>> name(Recipe(method="erm", width=64, seed=2).resolved())
     'colored_digits 1200, width 64, ERM, seed 2'
     """
+    data = f"{recipe.data} {recipe.n_train}" if recipe.n_train else recipe.data
+    model = f"width {recipe.width}" if recipe.width else recipe.model
     settings = "" if recipe.settings == "ours" else f", {recipe.settings} settings"
-    return (
-        f"{recipe.data} {recipe.n_train}, width {recipe.width}, {label(recipe)}{settings}, seed {recipe.seed}"
-    )
+    return f"{data}, {model}, {label(recipe)}{settings}, seed {recipe.seed}"
 
 
 def summary(progress: Progress) -> str:

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from sparseirm.core import SettingError
 from sparseirm.evaluation.selection import RULES
+from sparseirm.experiments.beside_paper import Finding, Sheet, Study, collapsed, difference, sheets
 from sparseirm.experiments.charts import against_width, trajectory
 from sparseirm.experiments.claims import PENALTIES, claims
 from sparseirm.experiments.deviations import address, read, unexplained
@@ -23,7 +24,6 @@ from sparseirm.experiments.progress import duration
 from sparseirm.experiments.rules import Chosen
 from sparseirm.experiments.statistics import Figures
 from sparseirm.experiments.store import Store
-from sparseirm.experiments.study import Finding, Sheet, Study, collapsed, difference, sheets
 from sparseirm.experiments.summary import summary
 from sparseirm.experiments.tables import label
 from sparseirm.files import write_bytes

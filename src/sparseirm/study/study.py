@@ -24,8 +24,6 @@ from sparseirm.study.verdicts import (
     relation_p,
     witness,
 )
-from sparseirm.table.encoding import Encoding, values
-from sparseirm.table.thinning import thinned
 from sparseirm.training.loop import Record
 
 NOT_BY_SCORE = (
@@ -64,11 +62,7 @@ class Study:
 
 def look(problem: Problem) -> list[Finding]:
     """The monitor's findings before training; it sees training rows only."""
-    rows = problem.training
-    rows = rows[thinned(problem.env[rows], MOST_TESTED_ROWS)]
-    frame = problem.inputs.iloc[rows]
-    encoding = Encoding.fitted(problem.columns, values(problem.columns, frame))
-    inputs = encoding.inputs(frame).astype(np.float64)
+    _, rows, inputs = problem.encoded(MOST_TESTED_ROWS)
     return before(inputs, problem.codes[rows], problem.env[rows], problem.train_names, problem.classes)
 
 
