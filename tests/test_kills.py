@@ -412,7 +412,7 @@ def test_a_damaged_model_is_made_again_once_it_is_deleted(
     path = tmp_path / MODEL
     path.write_bytes(damage(path.read_bytes(), random.Random(0)))
     with pytest.raises(SettingError, match=f"{MODEL} is damaged.* Delete it and run the same command again"):
-        load_model(tmp_path, RECIPE.make_data())
+        load_model(tmp_path)
     path.unlink()
     run(RECIPE, out=tmp_path, resume=True, checkpoint_seconds=1e9)
     assert_same_run(tmp_path, whole)
