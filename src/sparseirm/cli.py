@@ -43,7 +43,7 @@ from sparseirm.recipe import Recipe
 from sparseirm.runs import Point, Result, run
 from sparseirm.study.fit import fit, predict
 from sparseirm.training.loop import Record
-from sparseirm.training.sharding import first_process
+from sparseirm.training.processes import first_process
 
 Flat = tyro.conf.arg(name="")
 

@@ -18,7 +18,7 @@ from sparseirm.experiments.store import Store
 from sparseirm.recipe import Recipe
 from sparseirm.runs import Point, Result, run
 from sparseirm.training.loop import Record
-from sparseirm.training.sharding import torchrun
+from sparseirm.training.processes import torchrun
 
 ATTEMPTS = 3
 """How often a run is started whose process dies under it, before its failure is recorded."""
