@@ -134,7 +134,7 @@ def _differences(x: Floats, y: Floats, env: NDArray[np.int64], classes: Sequence
             *("before", "good", "environments differ"),
             f"Between environments {shifted.sum()} of {len(shifted)} inputs differ in their values, and "
             f"{changed.sum()} in their relation to the target.",
-            "Nothing; the second number is what invariance needs.",
+            "The second number is what invariance needs.",
         )
     ]
 

@@ -167,7 +167,7 @@ def predict_table(
 
 def plain_console() -> Console:
     """Where commands print; what looks like markup in names of the data is printed as it is."""
-    return Console(width=100, highlight=False, markup=False)
+    return Console(width=110, highlight=False, markup=False)
 
 
 def check_output(output: Path, data: Path) -> None:
@@ -232,7 +232,7 @@ def _say_problem(console: Console, problem: Problem, data: Path) -> None:
     for kind, words in (("number", "numbers"), ("category", "categories"), ("date", "dates")):
         names = [column.name for column in problem.columns if column.kind == kind]
         if names:
-            console.print(f"  {len(names)} {words}: {listed(names)}")
+            console.print(f"  {len(names)} {kind if len(names) == 1 else words}: {listed(names)}")
     for column in problem.columns:
         if not column.used:
             console.print(f"  left out: {column.name} ({column.note})")
@@ -298,5 +298,5 @@ def _say_new_values(frame: pd.DataFrame, columns: Sequence[Any]) -> None:
             text = as_text(frame[column.name])
             new = sorted(set(text) - set(column.levels))
             if new:
-                rows = int(np.isin(text, new).sum())
-                print(f"column {column.name!r}: {rows} rows with values not seen in training: {listed(new)}")
+                rows = counted(int(np.isin(text, new).sum()), "row")
+                print(f"column {column.name!r}: {rows} with values not seen in training: {listed(new)}")

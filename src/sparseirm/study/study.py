@@ -161,10 +161,10 @@ def afterwards(
         found.append(
             Finding(
                 *("after", "warning", "spurious-looking columns"),
-                f"{', '.join(spurious)}: ERM uses them, but their relation to the target changes between "
+                f"ERM uses {', '.join(spurious)}, but how that goes with the target changes between "
                 "environments.",
                 "Ask how these values come about: after the target, or by a site's own habits? If so, drop "
-                "them.",
+                "such columns.",
             )
         )
     stable = [one.column for one in verdicts if one.verdict == STABLE]
