@@ -7,12 +7,15 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, fields, replace
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 import torch
 
 from sparseirm.bench import command, equality, peers, rows
+from sparseirm.bench.alternatives import stacked
 from sparseirm.bench.curves import CURVES, Curve, exponent, figure, growth, smaller
+from sparseirm.bench.elsewhere import CALLS, elsewhere, serve
 from sparseirm.bench.equality import Gate, compare, require_equal
 from sparseirm.bench.isolated import Cost, Task, measured
 from sparseirm.bench.released import Rates, Reference, bisect
@@ -85,6 +88,21 @@ def test_runs_to_be_timed_do_what_their_names_say() -> None:
     assert int(decided.state.memory.kept["mask"].sum()) == d // 2
 
 
+def test_the_released_way_runs_in_a_process_that_says_when_it_is_done() -> None:
+    with elsewhere(tuned=True) as call:
+        for _ in range(2):
+            call("step", n=16, width=3)
+        with pytest.raises(RuntimeError, match="pirouette"):
+            call("pirouette")
+
+
+def test_every_call_of_the_released_way_can_be_repeated() -> None:
+    sizes = {"step": {"n": 10, "width": 3}, "evaluation": {"n": 10, "width": 3}, "mask": {"d": 40}}
+    sizes["run"] = {"n": 10, "width": 3, "epochs": 3}
+    lines = [json.dumps([name, sizes[name]]) for name in CALLS]
+    assert list(serve([*lines, *lines], tuned=False)) == [*CALLS, *CALLS]
+
+
 # Ratios.
 
 
@@ -113,7 +131,7 @@ def test_the_limit_holds_every_product_of_a_step() -> None:
 
 def test_a_training_step_is_compared_with_all_it_should_be() -> None:
     part = training_step(TINY)
-    assert {line.reference for line in part.rows} == {rows.RELEASED, rows.ROUTED, rows.LIMIT, rows.ERM}
+    assert {line.reference for line in part.rows} == {rows.RELEASED, rows.TUNED, rows.LIMIT, rows.ERM}
     for line in part.rows:
         assert line.ratio > 0 and line.low <= line.high and "step" in line.name
 
@@ -132,6 +150,21 @@ def test_shrinking_is_measured_on_a_network_that_still_has_neurons_in_every_laye
 def test_the_projection_is_measured_as_exact_and_quick() -> None:
     error, cold, warm = exactness(3000)
     assert 0 < error < 1e-6 and warm <= cold <= 9
+
+
+def test_stacked_networks_compute_what_each_computes_alone() -> None:
+    found, checks = stacked(30, (3, 5), seeds=3, repeats=1)
+    assert len(found) == len(checks) == 2 and all(check.value < 1e-6 for check in checks)
+
+
+def test_what_cannot_be_compiled_has_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_compiler(call: Callable[..., object]) -> Callable[..., object]:
+        raise RuntimeError("no C++ compiler\nwas found")
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    assert rows.compiling(TINY) == Part(notes=[ANY])
+    (note,) = rows.compiling(TINY).notes
+    assert note.endswith("no C++ compiler")
 
 
 # Curves.

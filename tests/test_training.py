@@ -1,6 +1,10 @@
 """Claims about the training loop, its checkpoints, its schedules and its precision."""
 
 import math
+import os
+import platform
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +20,7 @@ from sparseirm.losses import BINARY
 from sparseirm.models import build
 from sparseirm.penalties import irmv1, rex
 from sparseirm.sparsifiers import SPARSIFIERS
+from sparseirm.training import precision
 from sparseirm.training.state import Plan
 
 close = torch.testing.assert_close
@@ -86,6 +91,42 @@ def test_training_leaves_the_global_random_state_alone() -> None:
     torch.manual_seed(1)
     Problem(batch_size=7).train()
     assert torch.equal(torch.rand(3), undisturbed)
+
+
+FAULTS = """
+import resource, sys
+from contextlib import nullcontext
+import torch
+from sparseirm.training.precision import kept_memory
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+def refill():
+    torch.empty(1 << 24).fill_(1.0)
+
+with kept_memory() if sys.argv[1] == "kept" else nullcontext():
+    refill()
+    before = faults()
+    for _ in range(4):
+        refill()
+    print(faults() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to keep memory")
+def test_memory_of_freed_tensors_is_used_again_during_training() -> None:
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+    kept, given_back = (
+        int(subprocess.check_output([sys.executable, "-c", FAULTS, how], env=env, text=True))
+        for how in ("kept", "not")
+    )
+    assert kept <= given_back / 4
+
+
+def test_the_users_own_settings_of_the_allocator_are_respected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1000000")
+    assert precision._mallopt.__wrapped__() is None
 
 
 def test_training_leaves_the_precision_of_matrix_products_alone() -> None:

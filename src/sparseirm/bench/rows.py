@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -13,14 +14,14 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from sparseirm.bench import peers
+from sparseirm.bench import alternatives, peers
+from sparseirm.bench.elsewhere import Call, elsewhere
 from sparseirm.bench.equality import EPS, TOLERANCE, apart
 from sparseirm.bench.isolated import Task, measured
-from sparseirm.bench.released import Reference, bisect, plain_adam, relaxed, two_draws
+from sparseirm.bench.released import bisect
 from sparseirm.bench.timing import (
     Check,
     Row,
-    Times,
     at_most,
     combined,
     copy_seconds,
@@ -34,7 +35,6 @@ from sparseirm.bench.workloads import (
     OPEN,
     Ours,
     Shrunk,
-    layers,
     ours,
     perceptron,
     resnet18,
@@ -54,13 +54,14 @@ from sparseirm.sparsifiers import StructuredProbMask, projection, top_k
 from sparseirm.sparsifiers.gates import gated
 from sparseirm.sparsifiers.projection import project
 from sparseirm.training.loop import Record
-from sparseirm.training.precision import fast_matmul
+from sparseirm.training.precision import PRECISIONS, fast_matmul, kept_memory
 from sparseirm.training.state import State
 
 RELEASED = "the released way"
-ROUTED = "the released way with oneDNN's products"
+TUNED = "the released way with oneDNN's products and memory kept in huge pages"
 LIMIT = "its matrix products alone, each by the fastest library"
 ERM = "our plain dense training (ERM)"
+IRM = "our dense training with the same penalty (IRM)"
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,8 @@ class Size:
         seeds: runs of the sweep.
         sweep_steps: steps of each of them.
         wide: hidden units of the network for inference.
+        few: samples of each of several seeds whose networks are stacked.
+        small: hidden units of these networks.
     """
 
     name: str = "full"
@@ -94,10 +97,12 @@ class Size:
     seeds: int = 20
     sweep_steps: int = 400
     wide: int = 2048
+    few: int = 1200
+    small: tuple[int, ...] = (16, 64, 390)
 
 
 FULL = Size()
-QUICK = Size("quick", 400, 16, 2, 2, (2_000, 70_000), 4, 4, (3, 32, 32), 2, 2, 64)
+QUICK = Size("quick", 400, 16, 2, 2, (2_000, 70_000), 4, 8, (3, 32, 32), 2, 2, 64, 40, (3,))
 
 
 @dataclass(frozen=True)
@@ -127,19 +132,13 @@ def training_step(size: Size) -> Part:
     }
     runs = {
         (kind, precision): ours(batch, module, precision, options, invariant)
-        for precision in ("fp32", "bf16")
+        for precision in PRECISIONS
         for kind, (options, invariant) in kinds.items()
     }
-    first = runs["gates", "fp32"]
-    reference = _released(batch, Reference(layers(first)), first.network.layout.size // 2)
-    times = interleaved(
-        {
-            "released": reference,
-            "routed": partial(_routed, reference),
-            **{" ".join(key): run.step for key, run in runs.items()},
-        },
-        size.repeats,
-    )
+    calls = {" ".join(key): run.step for key, run in runs.items()}
+    with _released() as ways:
+        references = {kind: partial(way, "step", n=size.n, width=size.width) for kind, way in ways.items()}
+        times = interleaved({**references, **calls}, size.repeats)
     limits = gemm_limits(size.n, _sizes(batch, size.width), size.repeats)
     rows = []
     for precision, limit in limits.items():
@@ -147,10 +146,10 @@ def training_step(size: Size) -> Part:
         gates, decided = times[f"gates {precision}"], times[f"decided {precision}"]
         at_limit = [limit] * size.repeats
         rows += [
-            row(f"{what}, gates drawn", gates, times["released"], RELEASED),
-            row(f"{what}, gates drawn", gates, times["routed"], ROUTED),
+            row(f"{what}, gates drawn", gates, times[RELEASED], RELEASED),
+            row(f"{what}, gates drawn", gates, times[TUNED], TUNED),
             row(f"{what}, gates drawn", gates, at_limit, LIMIT),
-            row(f"{what}, mask decided", decided, times["released"], RELEASED),
+            row(f"{what}, mask decided", decided, times[RELEASED], RELEASED),
             row(f"{what}, mask decided", decided, at_limit, LIMIT),
             row(f"{what}, gates drawn", gates, times[f"erm {precision}"], ERM),
             row(f"{what}, mask decided", decided, times[f"erm {precision}"], ERM),
@@ -189,13 +188,6 @@ def whole_run(size: Size) -> Part:
     batch, module = samples(size.n), perceptron(size.width)
     parts = {"train": batch, "val": samples(size.n // 5, seed=1), "test": samples(size.n // 5, seed=2)}
     splits = {name: Split(part, ("a", "b")) for name, part in parts.items()}
-    labelled = [(part.x, part.y[:, None].float()) for part in (parts["train"], parts["test"])]
-
-    def released_run() -> None:
-        steps, evaluate = _released_steps(batch, module, size.epochs, labelled)
-        for step in steps:
-            step()
-            evaluate()
 
     def our_run(precision: str) -> None:
         run = ours(batch, module, precision, {}, steps=size.epochs)
@@ -205,16 +197,15 @@ def whole_run(size: Size) -> Part:
 
         run.train(look)
 
-    whole = interleaved(
-        {"released": released_run, "fp32": partial(our_run, "fp32"), "bf16": partial(our_run, "bf16")},
-        max(1, size.repeats - 2),
-    )
+    whole, sizes = {p: partial(our_run, p) for p in PRECISIONS}, {"n": size.n, "width": size.width}
+    with _released() as ways:
+        references = {kind: partial(way, "run", **sizes, epochs=size.epochs) for kind, way in ways.items()}
+        times = interleaved({**references, **whole}, max(1, size.repeats - 2))
+        pieces = interleaved({**_pieces(batch, module, splits), **_their_pieces(ways, sizes)}, size.repeats)
     what = f"run of {size.epochs} epochs, evaluated after each"
-    rows = [row(f"{what}, {p}", whole[p], whole["released"], RELEASED) for p in ("fp32", "bf16")]
-    times = _pieces(batch, module, splits, labelled, size.repeats)
-    released = combined(times, {"released warm-up": 420, "released": 1080, "released evaluation": 1500})
+    rows = [row(f"{what}, {p}", times[p], times[kind], kind) for p in PRECISIONS for kind in ways]
     decide = SETTINGS["ours"]["sparsifier_options"]["decide_at"]
-    for precision in ("fp32", "bf16"):
+    for precision in PRECISIONS:
         for every in (1, Recipe().eval_every):
             shares = {
                 f"gates {precision}": 1500 * decide,
@@ -222,68 +213,45 @@ def whole_run(size: Size) -> Part:
                 "evaluation": 1500 / every,
             }
             often = "each epoch" if every == 1 else f"every {every} epochs, as by default"
-            rows.append(
-                row(
-                    f"run of 1,500 epochs, extrapolated from measured pieces, evaluated {often}, {precision}",
-                    combined(times, shares),
-                    released,
-                    f"{RELEASED}, evaluated each epoch",
-                )
-            )
-    return Part(rows, details={"pieces": times})
+            what = f"run of 1,500 epochs, extrapolated from measured pieces, evaluated {often}, {precision}"
+            for kind in ways:
+                theirs = {f"{kind}: early step": 420, f"{kind}: step": 1080, f"{kind}: evaluation": 1500}
+                reference = combined(pieces, theirs)
+                rows.append(row(what, combined(pieces, shares), reference, f"{kind}, evaluated each epoch"))
+    return Part(rows, details={"pieces": pieces})
 
 
 def _pieces(
-    batch: Batch,
-    module: Callable[[], torch.nn.Module],
-    splits: Mapping[str, Split],
-    labelled: list[tuple[Tensor, Tensor]],
-    repeats: int,
-) -> Times:
-    """Times of the pieces both ways of running are made of."""
+    batch: Batch, module: Callable[[], torch.nn.Module], splits: Mapping[str, Split]
+) -> dict[str, Call]:
+    """What our runs are made of."""
     runs = {
         f"{kind} {precision}": ours(batch, module, precision, options)
-        for precision in ("fp32", "bf16")
+        for precision in PRECISIONS
         for kind, options in (("gates", OPEN), ("decided", DECIDED))
     }
-    some = runs["gates fp32"]
-    d = some.network.layout.size
-    early, late = Reference(layers(some)), Reference(layers(some))
-    return interleaved(
-        {
-            "released warm-up": _released(batch, early, d, learn_scores=False),
-            "released": _released(batch, late, d // 2),
-            "released evaluation": partial(late.evaluate, labelled),
-            **{name: run.step for name, run in runs.items()},
-            "evaluation": lambda: some.evaluate(splits),
-        },
-        repeats,
-    )
+    calls = {name: run.step for name, run in runs.items()}
+    return {**calls, "evaluation": lambda: runs["gates fp32"].evaluate(splits)}
 
 
-def _released(
-    batch: Batch, reference: Reference, budget: float, learn_scores: bool = True
-) -> Callable[[], object]:
-    y = batch.y[:, None].float()
-    return partial(reference.step, batch.x, y, batch.env, budget, 0.5, learn_scores=learn_scores)
+def _their_pieces(ways: Mapping[str, Callable[..., None]], sizes: Mapping[str, int]) -> dict[str, Call]:
+    """What runs the released way are made of; for 28 % of them the probabilities stay at 1."""
+    return {
+        f"{kind}: {piece}": partial(way, name, **sizes, **more)
+        for kind, way in ways.items()
+        for piece, name, more in (
+            ("early step", "step", {"kept": 1, "learn_scores": False}),
+            ("step", "step", {}),
+            ("evaluation", "evaluation", {}),
+        )
+    }
 
 
-def _released_steps(
-    batch: Batch,
-    module: Callable[[], torch.nn.Module],
-    epochs: int,
-    labelled: list[tuple[Tensor, Tensor]],
-) -> tuple[list[Callable[[], object]], Callable[[], object]]:
-    """The steps of a whole run in the released way, with its schedule, and its evaluation."""
-    run = ours(batch, module)
-    d, reference = run.network.layout.size, Reference(layers(run))
-    steps = []
-    for epoch in range(epochs):
-        done = epoch / epochs
-        late = min(1.0, max(0.0, (done - 0.28) / (0.6 - 0.28)))
-        budget = d * (0.5 + 0.5 * (1 - late) ** 3)
-        steps.append(_released(batch, reference, budget, learn_scores=done >= 0.28))
-    return steps, partial(reference.evaluate, labelled)
+@contextmanager
+def _released() -> Iterator[dict[str, Callable[..., None]]]:
+    """The released way as it is, and with what our process has, each in a process of its own."""
+    with elsewhere() as plain, elsewhere(tuned=True) as tuned:
+        yield {RELEASED: plain, TUNED: tuned}
 
 
 def _routed(call: Callable[[], object]) -> None:
@@ -299,29 +267,15 @@ def mask_and_scores(size: Size) -> Part:
     """Gates forward and backward, the scores' optimiser and the projection, without any network."""
     rows = []
     for d in size.weights:
-        weights, gradient = torch.randn(d), torch.randn(d) / d
-        plain, mine = _plain_mask(weights, gradient), _our_mask(weights, gradient)
-        times = interleaved({"released": plain, "ours": mine}, size.repeats)
+        mine = _our_mask(torch.randn(d), torch.randn(d) / d)
+        with _released() as ways:
+            references = {kind: partial(way, "mask", d=d) for kind, way in ways.items()}
+            times = interleaved({**references, "ours": mine}, size.repeats)
         floor = [copy_seconds(11 * d, size.repeats)] * size.repeats
         what = f"gates, optimiser and projection of {d:,} scores"
-        rows += [
-            row(what, times["ours"], times["released"], RELEASED),
-            row(what, times["ours"], floor, "copying 11 numbers for each score"),
-        ]
+        rows += [row(what, times["ours"], times[kind], kind) for kind in references]
+        rows.append(row(what, times["ours"], floor, "copying 11 numbers for each score"))
     return Part(rows)
-
-
-def _plain_mask(weights: Tensor, gradient: Tensor) -> Callable[[], object]:
-    scores = torch.full_like(weights, 0.5).requires_grad_()
-    leaf, optimizer = weights.clone().requires_grad_(), plain_adam([scores], 6e-3)
-
-    def step() -> None:
-        leaf.grad = scores.grad = None
-        (leaf * relaxed(scores, two_draws(scores), 0.5)).backward(gradient)  # type: ignore[no-untyped-call]
-        optimizer.step()
-        bisect([scores], len(weights) / 2)
-
-    return step
 
 
 def _our_mask(weights: Tensor, gradient: Tensor) -> Callable[[], object]:
@@ -332,10 +286,11 @@ def _our_mask(weights: Tensor, gradient: Tensor) -> Callable[[], object]:
     def step() -> None:
         nonlocal multiplier
         leaf.grad = scores.grad = None
-        gated(leaf, scores, noise, 0.5, 1e-20).backward(gradient)  # type: ignore[no-untyped-call]
-        optimizer.step()
-        with torch.no_grad():
-            multiplier = project(scores, len(weights) / 2, multiplier)
+        with kept_memory():
+            gated(leaf, scores, noise, 0.5, 1e-20).backward(gradient)  # type: ignore[no-untyped-call]
+            optimizer.step()
+            with torch.no_grad():
+                multiplier = project(scores, len(weights) / 2, multiplier)
 
     return step
 
@@ -415,23 +370,30 @@ def _passes(scores: Tensor, budget: float, guess: Tensor | None = None) -> tuple
 
 
 def deep(size: Size) -> Part:
-    """A step of ResNet-18 beside plain dense training of it."""
-    batch, module = samples(size.batch, size.images), resnet18(size.images)
-    kinds: dict[str, Mapping[str, Any] | None] = {"gates": OPEN, "decided": DECIDED, "erm": None}
-    runs = {
-        kind: ours(batch, module, options=options, invariant=kind != "erm") for kind, options in kinds.items()
-    }
-    times = interleaved({kind: run.step for kind, run in runs.items()}, size.repeats)
-    decide = SETTINGS["ours"]["sparsifier_options"]["decide_at"]
-    mean = combined(times, {"gates": decide, "decided": 1 - decide})
-    what = f"step of ResNet-18, batch of {size.batch}"
-    return Part(
-        [
-            row(f"{what}, gates drawn", times["gates"], times["erm"], ERM),
-            row(f"{what}, mask decided", times["decided"], times["erm"], ERM),
-            row(f"{what}, mean over a run by default, from measured pieces", mean, times["erm"], ERM),
+    """A step of ResNet-18 beside plain dense training and dense IRM, for small and for the usual batches."""
+    rows = []
+    for n in (size.batch, size.large_batch):
+        batch, module = samples(n, size.images), resnet18(size.images)
+        calls = {
+            "gates": ours(batch, module, options=OPEN).step,
+            "decided": ours(batch, module, options=DECIDED).step,
+            ERM: ours(batch, module, options=None, invariant=False).step,
+            IRM: ours(batch, module, options=None).step,
+        }
+        times = interleaved(calls, size.repeats)
+        decide = SETTINGS["ours"]["sparsifier_options"]["decide_at"]
+        kinds = {
+            "gates drawn": times["gates"],
+            "mask decided": times["decided"],
+            "mean over a run by default, from measured pieces": combined(
+                times, {"gates": decide, "decided": 1 - decide}
+            ),
+        }
+        what = f"step of ResNet-18, batch of {n:,}"
+        rows += [
+            row(f"{what}, {kind}", kinds[kind], times[dense], dense) for kind in kinds for dense in (ERM, IRM)
         ]
-    )
+    return Part(rows)
 
 
 def memory(size: Size) -> Part:
@@ -491,6 +453,23 @@ def domainlab(size: Size) -> Part:
     return Part(rows, notes=notes)
 
 
+def compiling(size: Size) -> Part:
+    """What torch.compile would save."""
+    try:
+        rows, notes = alternatives.compiled(size.n, size.width, size.repeats)
+    except RuntimeError as error:
+        return Part(
+            notes=[f"torch.compile has no row, because it does not run here: {str(error).splitlines()[0]}"]
+        )
+    return Part(rows, notes=notes)
+
+
+def stacking(size: Size) -> Part:
+    """What it would save to train the networks of several seeds as one."""
+    rows, checks = alternatives.stacked(size.few, size.small, size.seeds, size.repeats)
+    return Part(rows, checks)
+
+
 @dataclass(frozen=True)
 class Group:
     """Rows that are measured together.
@@ -514,10 +493,12 @@ GROUPS = {
     "run": Group("whole run", 4.0, whole_run),
     "mask": Group("mask, optimiser and projection", 1.0, mask_and_scores),
     "projection": Group("projection", 0.5, projections),
-    "resnet": Group("ResNet-18", 1.0, deep),
+    "resnet": Group("ResNet-18", 2.0, deep),
     "memory": Group("memory", 0.5, memory),
     "seeds": Group("sweep over seeds", 2.0, many_seeds),
     "inference": Group("inference", 1.0, inference),
     "domainlab": Group("DomainLab", 0.5, domainlab),
+    "compile": Group("torch.compile", 0.5, compiling),
+    "stack": Group("seeds stacked", 0.5, stacking),
 }
 """All groups by name. What is added here is measured, resumed, stored and shown like the rest."""

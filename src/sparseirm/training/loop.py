@@ -12,7 +12,7 @@ from sparseirm.core import Loss, Moment, NonFiniteError, Outputs, Penalty, Spars
 from sparseirm.data.environments import Batch, Batches
 from sparseirm.models import Features, Network
 from sparseirm.randomness import generator, global_draws, seed_of
-from sparseirm.training.precision import autocast, fast_matmul
+from sparseirm.training.precision import autocast, fast_matmul, kept_memory
 from sparseirm.training.sharding import WHOLE, Sharding
 from sparseirm.training.shrinking import Shrinking
 from sparseirm.training.state import Plan, State, clear_gradients, finite, forget
@@ -74,7 +74,7 @@ def train(
     """
     if shrinking:
         shrinking.begin()
-    with global_draws(state.weights.device) as seed_all, fast_matmul():
+    with global_draws(state.weights.device) as seed_all, fast_matmul(), kept_memory():
         while state.step < plan.steps:
             noise = generator(seed, "step", state.step, device=state.weights.device)
             now = Moment(state.step, plan.steps, noise)

@@ -1,10 +1,11 @@
-"""How arithmetic is carried out: autocast on request, and the fast float32 matrix products of oneDNN."""
+"""How arithmetic is carried out: autocast on request, oneDNN's fast float32 products, memory that is kept."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
@@ -24,6 +25,41 @@ def huge_pages() -> None:
     """
     if Path("/sys/kernel/mm/transparent_hugepage").is_dir():
         os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
+"""glibc's names for what `kept_memory` sets, see ``man mallopt``."""
+
+
+@contextmanager
+def kept_memory() -> Iterator[None]:
+    """Keep the memory of freed tensors for the next ones, where the C library is glibc.
+
+    It gives large blocks back to the system at once, and a training step, which needs them again, pays for
+    fresh pages every time. When the context ends, memory is given back as before. Where the allocator's own
+    variables say something about it (``MALLOC_TRIM_THRESHOLD_``, ``GLIBC_TUNABLES``), nothing is changed.
+    """
+    mallopt = _mallopt()
+    if mallopt is None:
+        yield
+        return
+    mallopt(M_MMAP_MAX, 0)
+    mallopt(M_TRIM_THRESHOLD, -1)
+    try:
+        yield
+    finally:
+        mallopt(M_MMAP_MAX, 65536)
+        mallopt(M_MMAP_THRESHOLD, 1 << 25)  # where glibc's own adaptation ends; setting any turns it off
+        mallopt(M_TRIM_THRESHOLD, 1 << 26)
+
+
+@cache
+def _mallopt() -> Callable[[int, int], int] | None:
+    chosen = any(name.startswith(("MALLOC_MMAP", "MALLOC_TRIM", "GLIBC_TUNABLES")) for name in os.environ)
+    if platform.libc_ver()[0] != "glibc" or chosen:
+        return None
+    found: Callable[[int, int], int] | None = getattr(ctypes.CDLL(None), "mallopt", None)
+    return found
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
