@@ -19,11 +19,11 @@ from typing import Any
 
 import pytest
 
-from sparseirm import cli
 from sparseirm.cli import main
 from sparseirm.core import SettingError
+from sparseirm.experiments.executors import local
 from sparseirm.experiments.store import Store
-from sparseirm.experiments.sweep import carry_out
+from sparseirm.experiments.sweep import carry_out, sweep
 from sparseirm.files import locked, read_json
 from sparseirm.recipe import Recipe
 from sparseirm.runs import CHECKPOINT, CHECKPOINT_VARIABLE, LOCK, MODEL, RESULT, Point, load_model, run
@@ -202,8 +202,8 @@ def carry_out_all(root: Path) -> None:
     """A sweep in two processes, which need not import everything again."""
     fork = multiprocessing.get_context("fork")
     multiprocessing.get_context = lambda method=None: fork  # type: ignore[assignment]
-    with cli.local(2) as pool:
-        cli.sweep(SWEPT, Store(root), pool)
+    with local(2) as pool:
+        sweep(SWEPT, Store(root), pool)
 
 
 def workers_of(pid: int) -> list[int]:
