@@ -167,7 +167,7 @@ def test_the_key_differs_if_any_field_differs(name: str) -> None:
     [
         (Recipe(), "7c05ff0403d47aca"),
         (Recipe(data="colored_mnist", method="irm", penalty="rex"), "e68053f8d2008ed7"),
-        (Recipe(data="full_colored_mnist", method="oracle", seed=3), "a6b21fc3cf0fbaee"),
+        (Recipe(data="full_colored_mnist", method="oracle", seed=3), "fd921e15e0bca146"),
         (Recipe(data="colored_fashion", settings="released", width=64), "2ba685acad2cea69"),
     ],
 )
@@ -195,6 +195,15 @@ def test_every_method_runs_with_every_settings(settings: str, method: str) -> No
     recipe = Recipe(settings=settings, method=method).resolved()
     assert recipe.lr == SETTINGS[settings]["lr"]
     assert recipe.steps == 1500
+
+
+def test_more_than_two_classes_have_a_choice_of_their_own_in_ours_only() -> None:
+    two, many = Recipe(data="colored_mnist").resolved(), Recipe(data="full_colored_mnist").resolved()
+    assert (many.lr, many.penalty_weight, many.lr_drop, many.lr_stop) == (1.5e-3, 3e3, 1.0, 1.0)
+    assert (two.lr, two.penalty_weight, two.lr_drop, two.lr_stop) == (6e-4, 1e4, 0.3, 0.6)
+    paper = Recipe(data="full_colored_mnist", settings="paper").resolved()
+    assert (paper.lr, paper.penalty_weight) == (4e-4, 1e4)
+    assert Recipe(data="full_colored_mnist", model="resnet18").resolved().lr == 0.01
 
 
 def test_settings_differ_where_they_say() -> None:

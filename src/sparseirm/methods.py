@@ -103,6 +103,15 @@ values were found is told in docs/tuning.md. A sparsifier without an option of t
 options apply to ``probmask`` and every other sparsifier starts from its own defaults.
 """
 
+MANY: dict[str, dict[str, Any]] = {
+    "ours": {"lr": 1.5e-3, "lr_drop": 1.0, "lr_stop": 1.0, "penalty_weight": 3e3},
+}
+"""What the settings say otherwise of the MLP for more than two classes.
+
+The penalty is dozens of times larger there when it sets in, Adam remembers that and takes small steps for the
+rest of the run, so the rate must not be lowered as well.
+"""
+
 _DEEP = {"batch_size": 1024}
 
 DEEP: dict[str, dict[str, Any]] = {
@@ -125,7 +134,9 @@ EPOCHS = {"colored_object": 75}
 """Epochs of networks but the MLP, by data set; 50 for others, as the paper has for CIFARMNIST."""
 
 
-def defaults(settings: str, model: str, data: str, optimizer: str | None) -> dict[str, Any]:
+def defaults(
+    settings: str, model: str, data: str, optimizer: str | None, many: bool = False
+) -> dict[str, Any]:
     """Values of what a recipe leaves open, by field.
 
     Args:
@@ -133,6 +144,7 @@ def defaults(settings: str, model: str, data: str, optimizer: str | None) -> dic
         model: name of the network.
         data: name of the data set.
         optimizer: the optimiser asked for, or None.
+        many: whether the data set is known to have more than two classes.
 
     Returns:
         A value for each field that has a default, and ``sparsifier_options``, those of ProbMask.
@@ -148,7 +160,7 @@ def defaults(settings: str, model: str, data: str, optimizer: str | None) -> dic
     """
     usual = SETTINGS[one_of("settings", settings, SETTINGS)]
     if model == "mlp":
-        return usual
+        return usual | MANY.get(settings, {}) if many else usual
     deep = {name: value for name, value in usual.items() if name not in ("width", "steps")}
     deep |= DEEP[settings] | {"epochs": EPOCHS.get(data, 50)}
     return deep | SGD if optimizer in (None, "sgd") else deep

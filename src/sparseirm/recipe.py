@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 from sparseirm.core import Loss, Penalty, SettingError, Sparsifier
-from sparseirm.data import DATASETS, DEFAULTS, FINGERPRINTS, OPTIONS, OWN, DataSet
+from sparseirm.data import DATASETS, DEFAULTS, FINGERPRINTS, MANY_CLASSES, OPTIONS, OWN, DataSet
 from sparseirm.data.environments import steps_per_epoch, without_environment
 from sparseirm.files import canonical, check_types, digest
 from sparseirm.inference import Inference
@@ -198,7 +198,7 @@ class Recipe:
     def _defaults(self) -> dict[str, Any]:
         """Values of what is left open, of the settings and the data set."""
         usual = {
-            **defaults(self.settings, self.model, self.data, self.optimizer),
+            **defaults(self.settings, self.model, self.data, self.optimizer, many=self.data in MANY_CLASSES),
             **DEFAULTS.get(self.data, {}),
         }
         if self.steps is not None or self.epochs is not None:

@@ -45,6 +45,9 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 }
 """Name to the data set's own defaults, written out."""
 
+MANY_CLASSES = frozenset(name for name in DATASETS if name.startswith("full_colored_"))
+"""Data sets with more than two classes, as far as that is known before they are built."""
+
 OPTIONS: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("colored_object", "photos_on_colors"), objects.OPTIONS),
     **dict.fromkeys(OWN, own.OPTIONS),
