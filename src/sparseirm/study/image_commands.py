@@ -21,7 +21,7 @@ from sparseirm.files import read_tensors, write_bytes, write_json
 from sparseirm.monitor import listed
 from sparseirm.runs import MODEL, load_model
 from sparseirm.study.assessment import probabilities
-from sparseirm.study.commands import (
+from sparseirm.study.common import (
     REPORT,
     RESULT,
     bar,
