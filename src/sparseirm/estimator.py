@@ -156,6 +156,7 @@ class _SparseIRM(BaseEstimator, ABC):  # type: ignore[misc]
             )
             names = getattr(self, "feature_names_in_", [f"x{at}" for at in range(found.shape[1])])
             return dense(found), [Column(str(name), "number") for name in names], y
+        frame = with_text_names(X)
         validate_data(self, X, y, skip_check_array=True)
         if 0 in X.shape:
             check_array(np.empty(X.shape))
@@ -163,7 +164,6 @@ class _SparseIRM(BaseEstimator, ABC):  # type: ignore[misc]
         assert_all_finite(y, input_name="y")
         check_consistent_length(X, y)
         check_size(X.shape)
-        frame = with_text_names(X)
         columns = infer_columns(frame)
         return values(columns, frame), columns, y
 
@@ -171,8 +171,9 @@ class _SparseIRM(BaseEstimator, ABC):  # type: ignore[misc]
         """Logits or standardised predictions of new rows, ``(n,)`` or ``(n, n_classes)``."""
         check_is_fitted(self, "module_")
         if is_frame(X):
+            frame = with_text_names(X)
             validate_data(self, X, reset=False, skip_check_array=True)
-            inputs = self.encoding_.inputs(with_text_names(X))
+            inputs = self.encoding_.inputs(frame)
         else:
             found = validate_data(
                 self, X, reset=False, accept_sparse=True, dtype=np.float64, ensure_all_finite="allow-nan"

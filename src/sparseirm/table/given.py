@@ -23,8 +23,12 @@ def is_frame(X: Any) -> bool:
 
 
 def with_text_names(frame: Any) -> Any:
-    """The frame with columns named by text."""
-    return frame.set_axis([str(name) for name in frame.columns], axis=1)
+    """The frame with columns named by text, each once, which not every scikit-learn sees to."""
+    names = [str(name) for name in frame.columns]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise SettingError(f"X has more than one column named {twice!r}; rename them.")
+    return frame.set_axis(names, axis=1)
 
 
 def dense(found: Any) -> NDArray[np.float64]:
