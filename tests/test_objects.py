@@ -270,6 +270,14 @@ def test_each_pool_holds_as_many_vehicles_as_animals(many: str) -> None:
         assert abs(len(labels) / 480 - share / 100) < 0.08
 
 
+def test_objects_too_few_to_validate_on_are_refused(many: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = objects._pools(coco.load(many))
+    few = {part: (pool, labels[:1] if part == "val" else labels) for part, (pool, labels) in whole.items()}
+    monkeypatch.setattr(objects, "_pools", lambda found: few)
+    with pytest.raises(SettingError, match="at least 2 images for the validation; got 1"):
+        colored_object(many, n_train=10)
+
+
 def test_the_same_seed_gives_the_same_bits_whatever_torch_s_own_seed(many: str) -> None:
     torch.manual_seed(1)
     one = colored_object(many, seed=3)

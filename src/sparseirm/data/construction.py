@@ -117,9 +117,17 @@ def constructed(
         up, as if the environments had been observed one after the other, and the mean of each channel.
 
     Raises:
-        SettingError: if ``n_train`` is not between the number of environments and the size of the pool.
+        SettingError: if ``n_train`` is not between the number of environments and the size of the pool, or
+            another pool has no image for some environment.
     """
     n_envs, available = len(how.correlations) - 1, len(labels["train"])
+    for part, least in (("val", n_envs), ("test", 1)):
+        require(
+            len(labels[part]) >= least,
+            f"{source!r} must have at least {least} images for the {_NAMES[part]}",
+            len(labels[part]),
+            "It is too small a collection; add images.",
+        )
     n_train = available if how.n_train is None else how.n_train
     require(
         type(n_train) is int and n_envs <= n_train <= available,
@@ -146,6 +154,10 @@ def constructed(
         n_outputs=1 if n_values == 2 else n_values,
         **described,
     )
+
+
+_NAMES = {"val": "validation", "test": "test"}
+"""Words for messages."""
 
 
 def _channel_means(x: Tensor) -> dict[str, Tensor]:

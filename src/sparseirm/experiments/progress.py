@@ -35,6 +35,8 @@ def name(recipe: Recipe) -> str:
 
     >>> name(Recipe(method="erm", width=64, seed=2).resolved())
     'colored_digits 1200, width 64, ERM, seed 2'
+    >>> name(Recipe(data="cifar_mnist", model="resnet18", method="erm").resolved())
+    'cifar_mnist 10000, resnet18, ERM, seed 0'
     """
     data = f"{recipe.data} {recipe.n_train}" if recipe.n_train else recipe.data
     model = f"width {recipe.width}" if recipe.width else recipe.model
