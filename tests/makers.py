@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from sparseirm.core import Loss, Outputs, Penalty, Sparsifier, Tensors
 from sparseirm.data import Batch, Batches, DataSet, Split
+from sparseirm.experiments.store import Store
 from sparseirm.losses import BINARY, MULTICLASS, SQUARED
 from sparseirm.models import Network, build, network
 from sparseirm.penalties import irmv1
 from sparseirm.randomness import generator
+from sparseirm.recipe import Recipe
 from sparseirm.registry import lookup
 from sparseirm.sparsifiers import SPARSIFIERS
 from sparseirm.training.checkpoint import load_state, save_state, tensors_of
@@ -192,3 +194,8 @@ def assert_same_bits(a: Tensors, b: Tensors) -> None:
     for name, tensor in a.items():
         assert tensor.dtype == b[name].dtype, name
         assert torch.equal(tensor, b[name]), name
+
+
+def why_failed(store: Store, recipe: Recipe) -> str | None:
+    """Why the last attempt of a recipe failed, or None."""
+    return {failed.key: reason for failed, reason in store.failures()}.get(recipe.key)

@@ -141,7 +141,7 @@ def blind_and_sighted(tmp_path: Path) -> dict[str, study.Reading]:
     for name in ("blind", "sighted"):
         root = tmp_path / name
         _, folder = study.trained(TINY, Store(root))
-        module = load_model(folder, TINY.make_data())
+        module = load_model(folder)
         with torch.no_grad():
             first = module[1].weight.view(8, 2, -1)  # type: ignore[index, operator, union-attr]
             if name == "blind":

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from sparseirm import Recipe, run
-from sparseirm.cli import COMMANDS, compare, main
+from sparseirm.cli import COMMANDS, main
 from sparseirm.core import SettingError
+from sparseirm.experiments.compare import compare
 from sparseirm.experiments.tables import grid
 from sparseirm.files import read_json
 from sparseirm.runs import Result

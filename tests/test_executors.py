@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from makers import why_failed
 from sparseirm import Recipe, run
 from sparseirm.core import SettingError
 from sparseirm.experiments.executors import Handle, Submitter, connect, dask, local, slurm
@@ -102,7 +103,7 @@ def test_a_run_that_kills_its_process_every_time_is_given_up(
         recipes = [QUICK, replace(QUICK, seed=1)]
         found = sweep(recipes, Store(tmp_path), Deadly(), on_done=lambda r, why: reasons.append(why))
     assert [result is not None for result in found] == [False, True]
-    assert "gave it up: SystemError: killed" in str(Store(tmp_path).failure(QUICK)) and None in reasons
+    assert "gave it up: SystemError: killed" in str(why_failed(Store(tmp_path), QUICK)) and None in reasons
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")

@@ -15,6 +15,7 @@ from scipy.stats import t, ttest_rel
 import sparseirm.experiments.store as store_module
 import sparseirm.experiments.sweep as sweep_module
 import sparseirm.runs as runs_module
+from makers import why_failed
 from sparseirm import NonFiniteError, Recipe, run
 from sparseirm.core import SettingError
 from sparseirm.experiments.estimates import Estimates, cost
@@ -48,13 +49,13 @@ def test_a_failure_is_recorded_and_not_reused(store: Store, monkeypatch: pytest.
     with monkeypatch.context() as patch, ThreadPoolExecutor(1) as pool:
         patch.setattr(sweep_module, "run", burst)
         assert sweep([RECIPE], store, pool) == [None]
-    assert "nan in step 3" in str(store.failure(RECIPE)) and store.get(RECIPE) is None
+    assert "nan in step 3" in str(why_failed(store, RECIPE)) and store.get(RECIPE) is None
     ((recipe, reason),) = store.failures()
     assert recipe == RECIPE.resolved() and "nan in step 3" in reason
     note = read_json(store.root / "failed" / f"{RECIPE.key}.json")
     assert note["status"] == "failed" and note["environment"]["torch"] and note["version"] == 1
     assert carry_out(RECIPE, store.root) is None
-    assert store.get(RECIPE) is not None and store.failure(RECIPE) is None
+    assert store.get(RECIPE) is not None and why_failed(store, RECIPE) is None
 
 
 def test_a_run_in_flight_is_left_to_the_process_that_has_it(store: Store) -> None:
@@ -84,7 +85,7 @@ def test_no_run_starts_after_the_time_budget(store: Store) -> None:
     said = []
     with ThreadPoolExecutor(1) as pool:
         assert sweep([RECIPE], store, pool, on_done=lambda r, why: said.append(why), time_budget=-1) == [None]
-    assert isinstance(said[0], Postponed) and "time budget" in said[0] and store.failure(RECIPE) is None
+    assert isinstance(said[0], Postponed) and "time budget" in said[0] and why_failed(store, RECIPE) is None
 
 
 def test_a_run_stops_at_a_checkpoint_when_time_is_up_and_goes_on_to_the_same_bits(
@@ -95,7 +96,7 @@ def test_a_run_stops_at_a_checkpoint_when_time_is_up_and_goes_on_to_the_same_bit
     with monkeypatch.context() as patch:
         patch.setattr(sweep_module, "time", SimpleNamespace(time=lambda: next(ticks), monotonic=lambda: 0.0))
         refusal = carry_out(recipe, store.root, deadline=4)
-    assert isinstance(refusal, Postponed) and "stopped" in refusal and store.failure(recipe) is None
+    assert isinstance(refusal, Postponed) and "stopped" in refusal and why_failed(store, recipe) is None
     with store.claim(recipe) as folder:
         assert folder is not None and (folder / "checkpoint.safetensors").exists()
     assert carry_out(recipe, store.root) is None

@@ -126,7 +126,7 @@ def test_a_pickle_with_one_of_our_names_is_refused_unopened(kind: str, name: str
     (out / name).write_bytes(content)
     with pytest.raises(DamagedFileError, match=f"{name} is damaged"):
         if name == MODEL:
-            load_model(out, TINY.make_data())
+            load_model(out)
         else:
             run(TINY, out=out, resume=True)
     assert not Trap.sprung
@@ -275,13 +275,12 @@ def test_a_model_with_nan_is_refused(value: float, finished: Path, tmp_path: Pat
     next(iter(tensors.values())).view(-1)[0] = value
     write_tensors(tmp_path / MODEL, tensors, note)
     with pytest.raises(DamagedFileError, match="holds NaN or infinity"):
-        load_model(tmp_path, TINY.make_data())
+        load_model(tmp_path)
 
 
 @pytest.mark.parametrize(
     "note",
     [
-        {},
         {"recipe": None},
         {"recipe": [1]},
         {"recipe": {"model": "../../mlp"}},
@@ -294,9 +293,10 @@ def test_a_model_with_nan_is_refused(value: float, finished: Path, tmp_path: Pat
     ids=str,
 )
 def test_a_model_with_a_recipe_that_cannot_be_is_refused(note: Any, finished: Path, tmp_path: Path) -> None:
-    write_tensors(tmp_path / MODEL, read_tensors(finished / MODEL)[0], note)
+    tensors, whole = read_tensors(finished / MODEL)
+    write_tensors(tmp_path / MODEL, tensors, {**whole, **note})
     with pytest.raises(SettingError):
-        load_model(tmp_path, TINY.make_data())
+        load_model(tmp_path)
 
 
 HALF: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {

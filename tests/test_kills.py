@@ -19,11 +19,11 @@ from typing import Any
 
 import pytest
 
-from sparseirm import cli
 from sparseirm.cli import main
 from sparseirm.core import SettingError
+from sparseirm.experiments.executors import local
 from sparseirm.experiments.store import Store
-from sparseirm.experiments.sweep import carry_out
+from sparseirm.experiments.sweep import carry_out, sweep
 from sparseirm.files import locked, read_json
 from sparseirm.recipe import Recipe
 from sparseirm.runs import CHECKPOINT, CHECKPOINT_VARIABLE, LOCK, MODEL, RESULT, Point, load_model, run
@@ -202,8 +202,8 @@ def carry_out_all(root: Path) -> None:
     """A sweep in two processes, which need not import everything again."""
     fork = multiprocessing.get_context("fork")
     multiprocessing.get_context = lambda method=None: fork  # type: ignore[assignment]
-    with cli.local(2) as pool:
-        cli.sweep(SWEPT, Store(root), pool)
+    with local(2) as pool:
+        sweep(SWEPT, Store(root), pool)
 
 
 def workers_of(pid: int) -> list[int]:
@@ -412,7 +412,7 @@ def test_a_damaged_model_is_made_again_once_it_is_deleted(
     path = tmp_path / MODEL
     path.write_bytes(damage(path.read_bytes(), random.Random(0)))
     with pytest.raises(SettingError, match=f"{MODEL} is damaged.* Delete it and run the same command again"):
-        load_model(tmp_path, RECIPE.make_data())
+        load_model(tmp_path)
     path.unlink()
     run(RECIPE, out=tmp_path, resume=True, checkpoint_seconds=1e9)
     assert_same_run(tmp_path, whole)

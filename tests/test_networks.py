@@ -201,7 +201,7 @@ def test_a_deep_model_comes_back_with_the_risk_reported_though_its_mask_was_rand
     data = tiny_images(24)
     assert data.test is not None
     with torch.no_grad():
-        logits = load_model(tmp_path, data)(data.test.samples.x)[:, 0]
+        logits = load_model(tmp_path)(data.test.samples.x)[:, 0]
     risk = BINARY.value(logits, data.test.samples.y).mean().item()
     assert risk == pytest.approx(result.last["test"].risk, rel=1e-4)
 

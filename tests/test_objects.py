@@ -15,8 +15,8 @@ from image_makers import change_coco, encoded, noise_image, rows_of, write_cifar
 from makers import assert_same_bits
 from sparseirm.cli import main
 from sparseirm.core import SettingError
-from sparseirm.data import DATASETS, DataSet, coco, objects
-from sparseirm.data.coco import COUNTS, Selection
+from sparseirm.data import DATASETS, DataSet, coco, cutting, objects
+from sparseirm.data.cutting import COUNTS, Selection
 from sparseirm.files import read_tensors
 from sparseirm.recipe import Recipe
 from sparseirm.runs import run
@@ -37,7 +37,7 @@ def annotated(folder: Path, split: str = "train2017") -> Any:
 
 def prepared(tmp_path: Path, selection: Selection = SMALL, **settings: Any) -> tuple[Path, dict[str, int]]:
     out = tmp_path / "data" / coco.OBJECTS
-    return out, coco.prepare(write_coco(tmp_path / "coco", **settings), out, selection).counts
+    return out, cutting.prepare(write_coco(tmp_path / "coco", **settings), out, selection).counts
 
 
 # Cutting out.
@@ -93,7 +93,7 @@ def test_images_that_are_missing_damaged_or_elsewhere_are_counted(tmp_path: Path
     (images / "000000000002.png").unlink()
     (images / "000000000003.png").write_bytes(b"words")
     (images / "000000000004.png").write_bytes(encoded(noise_image(4, (32, 31))))
-    report = coco.prepare(root, tmp_path / "out", SMALL)
+    report = cutting.prepare(root, tmp_path / "out", SMALL)
     counts, losses = report.counts, "\n".join(report.losses)
     assert len(report.losses) == 8
     for reason in ("'../../secret.png' is a path", "2.png is missing", "3.png cannot be read", "(32, 31)"):
@@ -114,14 +114,14 @@ def test_a_mask_that_cannot_be_read_is_counted(code: Any, tmp_path: Path) -> Non
     payload = json.loads(path.read_text())
     payload["annotations"][0]["segmentation"] = code
     path.write_text(json.dumps(payload))
-    counts = coco.prepare(root, tmp_path / "out", SMALL).counts
+    counts = cutting.prepare(root, tmp_path / "out", SMALL).counts
     assert (counts["unreadable"], counts["vehicles"], counts["animals"]) == (1, 1, 2)
 
 
 def test_a_preparation_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(coco, "CHUNK", 4)
+    monkeypatch.setattr(cutting, "CHUNK", 4)
     root, whole, out = write_coco(tmp_path / "coco"), tmp_path / "whole", tmp_path / "out"
-    report = coco.prepare(root, whole, SMALL)
+    report = cutting.prepare(root, whole, SMALL)
 
     def stop(done: int, total: int) -> None:
         assert total == 12
@@ -129,14 +129,14 @@ def test_a_preparation_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        coco.prepare(root, out, SMALL, stop)
+        cutting.prepare(root, out, SMALL, stop)
     assert not out.exists()
     parts = sorted((tmp_path / "out.parts").iterdir())
     parts[0].write_bytes(parts[0].read_bytes()[:-1] + b"?")  # a damaged part is made again
     cut: list[int] = []
-    plain = coco.cut_out
-    monkeypatch.setattr(coco, "cut_out", lambda c, size: cut.append(c.image_id) or plain(c, size))
-    assert coco.prepare(root, out, SMALL) == report
+    plain = cutting.cut_out
+    monkeypatch.setattr(cutting, "cut_out", lambda c, size: cut.append(c.image_id) or plain(c, size))
+    assert cutting.prepare(root, out, SMALL) == report
     assert cut in ([1, 1, 2, 2, 5, 5, 6, 6], [3, 3, 4, 4, 5, 5, 6, 6])
     (one, note), (other, other_note) = read_tensors(out), read_tensors(whole)
     assert_same_bits(one, other)
@@ -150,32 +150,32 @@ def test_a_finished_file_is_kept_and_one_with_losses_made_again(tmp_path: Path) 
     image = root / "train2017" / "000000000002.png"
     content = image.read_bytes()
     image.unlink()
-    assert coco.prepare(root, out, SMALL).counts["missing"] == 2
+    assert cutting.prepare(root, out, SMALL).counts["missing"] == 2
     image.write_bytes(content)
-    report = coco.prepare(root, out, SMALL)
+    report = cutting.prepare(root, out, SMALL)
     assert (report.counts["missing"], report.counts["vehicles"], report.losses) == (0, 6, [])
     shutil.rmtree(root / "train2017")
-    assert coco.prepare(root, out, SMALL) == report  # nothing was read again
+    assert cutting.prepare(root, out, SMALL) == report  # nothing was read again
     with pytest.raises(SettingError, match="holds something else"):
-        coco.prepare(root, out, Selection(min_area=60, size=32, splits=("train2017",)))
+        cutting.prepare(root, out, Selection(min_area=60, size=32, splits=("train2017",)))
 
 
 def test_what_is_not_coco_is_reported(tmp_path: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(SettingError, match=r"annotations are missing: .*instances_train2017.json"):
-        coco.prepare(tmp_path, out, SMALL)
+        cutting.prepare(tmp_path, out, SMALL)
     root = write_coco(tmp_path / "coco", n=1)
     with pytest.raises(SettingError, match="no class of COCO is named 'lorry'"):
-        coco.prepare(root, out, Selection(vehicles=("lorry",), splits=("train2017",)))
+        cutting.prepare(root, out, Selection(vehicles=("lorry",), splits=("train2017",)))
     with pytest.raises(SettingError, match="no split of COCO is named"):
-        coco.prepare(root, out, Selection(splits=("../train2017",)))
+        cutting.prepare(root, out, Selection(splits=("../train2017",)))
     (root / "train2017" / "000000000001.png").unlink()
     with pytest.raises(SettingError, match=r"no object could be cut out of .*missing 2"):
-        coco.prepare(root, out, SMALL)
+        cutting.prepare(root, out, SMALL)
     for text in ("[]", "{", '{"categories": 3}'):
         (root / "annotations" / "instances_train2017.json").write_text(text)
         with pytest.raises(SettingError, match="holds no instance annotations of COCO"):
-            coco.prepare(root, out, SMALL)
+            cutting.prepare(root, out, SMALL)
     assert not out.exists()
 
 
@@ -377,7 +377,7 @@ def test_photographs_have_64_pixels_a_side_unless_told_otherwise(tmp_path: Path)
 def test_a_sample_of_coco_is_cut_out_and_coloured(coco_sample: Path, tmp_path: Path) -> None:
     selection = Selection(min_area=2500, size=64)
     out = tmp_path / coco.OBJECTS
-    counts = coco.prepare(coco_sample, out, selection).counts
+    counts = cutting.prepare(coco_sample, out, selection).counts
     assert counts["missing"] == counts["unreadable"] == counts["unsafe"] == 0
     assert counts["vehicles"] >= 20 and counts["animals"] >= 20
     found = coco.load(str(tmp_path))

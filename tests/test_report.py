@@ -14,12 +14,12 @@ from html_pages import parsed
 from sparseirm import Recipe
 from sparseirm.core import SettingError
 from sparseirm.evaluation.metrics import Score
+from sparseirm.experiments.beside_paper import Finding, Study, collapsed, difference, sheets
 from sparseirm.experiments.claims import claims
 from sparseirm.experiments.deviations import read, unexplained
 from sparseirm.experiments.grids import GRIDS, Cell
 from sparseirm.experiments.report import found, report
 from sparseirm.experiments.store import Store
-from sparseirm.experiments.study import Finding, Study, collapsed, difference, sheets
 from sparseirm.experiments.summary import COLUMNS
 from sparseirm.runs import Point, Result
 

@@ -80,7 +80,7 @@ def test_the_loaded_model_has_the_weights_kept_and_the_accuracy_reported(finishe
     data = TINY.make_data()
     assert data.test is not None
     result = Result.from_json(read_json(finished / RESULT))
-    module = load_model(finished, data)
+    module = load_model(finished)
     x, y = data.test.samples.x, data.test.samples.y
     with torch.no_grad():
         right = (module(x)[:, 0] > 0).long() == y

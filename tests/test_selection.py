@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from sparseirm import Recipe, cli, run
-from sparseirm.cli import compare
+from sparseirm import Recipe, run
 from sparseirm.core import SettingError
 from sparseirm.data import colored_mnist
 from sparseirm.data.environments import without_environment
 from sparseirm.evaluation.metrics import Score
 from sparseirm.evaluation.selection import RULES, best, leave_one_env_out, within_budget
+from sparseirm.experiments.compare import compare
 from sparseirm.experiments.rules import rounds, side_by_side, table
 from sparseirm.runs import Point, Result
 
@@ -142,7 +142,9 @@ def test_leaving_nothing_out_changes_no_key() -> None:
 def test_compare_shows_the_rules_side_by_side(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli, "local", lambda workers: nullcontext(ThreadPoolExecutor(1)))
+    monkeypatch.setattr(
+        "sparseirm.experiments.compare.local", lambda workers: nullcontext(ThreadPoolExecutor(1))
+    )
     recipe = replace(THREE, method="sparseirm")
     compare(recipe, methods=("erm",), seeds=(0,), store=tmp_path / "s", out=tmp_path, rules=True)
     assert len([*(tmp_path / "s" / "runs").iterdir()]) == 4
@@ -152,7 +154,9 @@ def test_compare_shows_the_rules_side_by_side(
 
 
 def test_compare_says_why_a_rule_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "local", lambda workers: nullcontext(ThreadPoolExecutor(1)))
+    monkeypatch.setattr(
+        "sparseirm.experiments.compare.local", lambda workers: nullcontext(ThreadPoolExecutor(1))
+    )
     recipe = replace(THREE, method="sparseirm", correlations=None)
     compare(recipe, methods=("erm",), seeds=(0,), store=tmp_path / "s", out=tmp_path, rules=True)
     text = (tmp_path / "compare.md").read_text()

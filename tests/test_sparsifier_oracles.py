@@ -33,9 +33,9 @@ from sparseirm.sparsifiers import (
 )
 from sparseirm.sparsifiers.budgets import best, project_within, raised, shares
 from sparseirm.sparsifiers.gates import uniform
+from sparseirm.sparsifiers.groups import groups_of
 from sparseirm.sparsifiers.l0 import hard_concrete, open_probability
 from sparseirm.sparsifiers.projection import project, top_k
-from sparseirm.sparsifiers.structured import groups_of
 from sparseirm.training.loop import train
 from sparseirm.training.state import Plan, State, forget, start
 

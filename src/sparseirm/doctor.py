@@ -17,6 +17,7 @@ from packaging.requirements import Requirement
 
 from sparseirm.core import SettingError
 from sparseirm.data.sources import DATA_VARIABLE, IDX_FILES, data_folder, load_images
+from sparseirm.experiments.executors import cores
 from sparseirm.files import locked, read_json, write_json
 from sparseirm.recipe import Recipe
 from sparseirm.runs import CHECKPOINT_VARIABLE, environment, run
@@ -106,8 +107,7 @@ def _installed(package: str) -> str | None:
 
 def _arithmetic() -> Iterator[Finding]:
     here = environment(torch.device("cpu"))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    yield Finding("processor", f"{here['device']}, {cores} cores, {here['threads']} threads")
+    yield Finding("processor", f"{here['device']}, {cores()} cores, {here['threads']} threads")
     gpus = [torch.cuda.get_device_name(at) for at in range(torch.cuda.device_count())]
     gpus += ["mps"] * torch.backends.mps.is_available()
     yield Finding("accelerators", ", ".join(gpus) or "none: runs use the processor")

@@ -12,9 +12,8 @@ from typing import Any, Self, cast
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from scipy import sparse
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
-from sklearn.utils import assert_all_finite, check_array, check_consistent_length, check_random_state
+from sklearn.utils import assert_all_finite, check_array, check_consistent_length
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 from torch import Tensor
@@ -23,16 +22,23 @@ from sparseirm.core import Loss, NonFiniteError, SettingError, Tensors
 from sparseirm.files import read_json, read_tensors, write_json, write_tensors
 from sparseirm.losses import BINARY, MULTICLASS, SQUARED
 from sparseirm.registry import one_of
-from sparseirm.table.columns import Column, infer_columns, text_of
+from sparseirm.table.columns import Column, infer_columns
 from sparseirm.table.design import FULL_BATCH, Design
 from sparseirm.table.encoding import Encoding, values
 from sparseirm.table.fitting import Rows, fit_rows
+from sparseirm.table.given import (
+    check_size,
+    class_weights,
+    dense,
+    environments,
+    is_frame,
+    row_weights,
+    seed_from,
+    with_text_names,
+)
 from sparseirm.training.loop import Record
 
 SETTINGS, MODEL = "estimator.json", "estimator.safetensors"
-
-MOST_CELLS = 1 << 29
-"""Rows times columns up to which a table is made dense."""
 
 ALONE = (
     "method {!r} compares environments, but there is only one: its penalty cannot act, and no column is left "
@@ -119,17 +125,17 @@ class _SparseIRM(BaseEstimator, ABC):  # type: ignore[misc]
         Raises:
             ValueError: if the data or a parameter cannot be used; the message says what to do.
         """
-        design, seed = self.design, _seed(self.random_state)
+        design, seed = self.design, seed_from(self.random_state)
         numbers, columns, y = self._training_table(X, y)
         codes = self._codes(y)
-        weight = _weights(sample_weight, len(codes))
-        names, which = _environments(env, len(codes))
+        weight = row_weights(sample_weight, len(codes))
+        names, which = environments(env, len(codes))
         used = weight > 0
         rows = Rows(numbers[used], codes[used], which[used], weight[used])
         if len(rows) <= FULL_BATCH:
             rows = rows.distinct()
-        present, dense = np.unique(rows.env, return_inverse=True)
-        rows = self._prepared(replace(rows, env=dense.astype(np.int64)))
+        present, place = np.unique(rows.env, return_inverse=True)
+        rows = self._prepared(replace(rows, env=place.astype(np.int64)))
         if design.kind.invariant and len(present) == 1:
             warnings.warn(ALONE.format(self.method), EnvironmentWarning, stacklevel=2)
         self.environments_ = [names[e] for e in present]
@@ -144,34 +150,35 @@ class _SparseIRM(BaseEstimator, ABC):  # type: ignore[misc]
 
     def _training_table(self, X: Any, y: Any) -> tuple[NDArray[np.float64], list[Column], NDArray[Any]]:
         """The rows as `values`, their columns, and the target as a vector."""
-        if not _is_frame(X):
+        if not is_frame(X):
             found, y = validate_data(
                 self, X, y, accept_sparse=True, dtype=np.float64, ensure_all_finite="allow-nan"
             )
             names = getattr(self, "feature_names_in_", [f"x{at}" for at in range(found.shape[1])])
-            return _dense(found), [Column(str(name), "number") for name in names], y
+            return dense(found), [Column(str(name), "number") for name in names], y
+        frame = with_text_names(X)
         validate_data(self, X, y, skip_check_array=True)
         if 0 in X.shape:
             check_array(np.empty(X.shape))
         y = column_or_1d(y, warn=True)
         assert_all_finite(y, input_name="y")
         check_consistent_length(X, y)
-        _check_size(X.shape)
-        frame = _with_text_names(X)
+        check_size(X.shape)
         columns = infer_columns(frame)
         return values(columns, frame), columns, y
 
     def _logits(self, X: Any) -> NDArray[np.float64]:
         """Logits or standardised predictions of new rows, ``(n,)`` or ``(n, n_classes)``."""
         check_is_fitted(self, "module_")
-        if _is_frame(X):
+        if is_frame(X):
+            frame = with_text_names(X)
             validate_data(self, X, reset=False, skip_check_array=True)
-            inputs = self.encoding_.inputs(_with_text_names(X))
+            inputs = self.encoding_.inputs(frame)
         else:
             found = validate_data(
                 self, X, reset=False, accept_sparse=True, dtype=np.float64, ensure_all_finite="allow-nan"
             )
-            inputs = self.encoding_.inputs(_dense(found))
+            inputs = self.encoding_.inputs(dense(found))
         return cast(NDArray[np.float64], self.logits_of(torch.from_numpy(inputs)).numpy())
 
     @torch.no_grad()
@@ -236,12 +243,13 @@ class SparseIRMClassifier(ClassifierMixin, _SparseIRM):  # type: ignore[misc]
         penalty_options: further settings of the penalty, by name.
         penalty_weight: lambda, weight of the penalty.
         penalty_from: fraction of the run before which the penalty has no weight.
-        gates: ``columns`` (default) or ``weights``: what a sparse method switches off.
-        sparsifier: how the mask is found.
+        gates: what a sparse method switches off: columns that a ``search`` (default) or ``screen`` before
+            training leaves out, or ``columns`` or single ``weights`` during training.
+        sparsifier: how the mask is found in training; without effect on a search.
         sparsifier_options: further settings of the sparsifier, by name.
         density: fraction of the columns (or weights) kept.
-        budget: number of columns (or weights) kept, instead of `density`. The setting that matters most:
-            choose it by `sklearn.model_selection.GridSearchCV` over environments, or with ``sparseirm fit``.
+        budget: number of columns (or weights) kept, instead of `density`; a search keeps at most so many,
+            and without either as many as it finds best.
         width: hidden units of each of the two hidden layers.
         steps: optimiser steps.
         batch_size: rows per step.
@@ -359,7 +367,7 @@ class SparseIRMClassifier(ClassifierMixin, _SparseIRM):  # type: ignore[misc]
                 "a classifier needs rows of at least 2 classes; all rows are of 1 class, "
                 f"{self.classes_[int(present[0])]!r}."
             )
-        return replace(rows, weight=rows.weight * _class_weights(self.class_weight, self.classes_, rows))
+        return replace(rows, weight=rows.weight * class_weights(self.class_weight, self.classes_, rows))
 
 
 class SparseIRMRegressor(RegressorMixin, _SparseIRM):  # type: ignore[misc]
@@ -494,93 +502,6 @@ def _restored(payload: dict[str, Any], tensors: Tensors) -> Estimator:
     module.double().load_state_dict(tensors)
     estimator.module_ = module.eval()
     return estimator
-
-
-def _is_frame(X: Any) -> bool:
-    return hasattr(X, "columns") and hasattr(X, "iloc")
-
-
-def _with_text_names(frame: Any) -> Any:
-    return frame.set_axis([str(name) for name in frame.columns], axis=1)
-
-
-def _dense(found: Any) -> NDArray[np.float64]:
-    _check_size(found.shape)
-    numbers = np.ascontiguousarray(found.toarray() if sparse.issparse(found) else found)
-    if np.isinf(numbers).any():
-        row, column = np.argwhere(np.isinf(numbers))[0]
-        raise SettingError(
-            f"X holds infinity (inf) in row {row}, column {column}; NaN would count as missing."
-        )
-    return cast(NDArray[np.float64], numbers)
-
-
-def _check_size(shape: tuple[int, int]) -> None:
-    if shape[0] * shape[1] > MOST_CELLS:
-        raise SettingError(
-            f"a table of {shape[0]} x {shape[1]} is too large: at most {MOST_CELLS} values can be held in "
-            "memory. Select columns or rows before fitting."
-        )
-
-
-def _seed(random_state: Any) -> int:
-    if isinstance(random_state, (int, np.integer)):
-        return int(random_state)
-    return int(check_random_state(random_state).randint(2**31 - 1))
-
-
-def _weights(sample_weight: Any, n: int) -> NDArray[np.float64]:
-    if sample_weight is None:
-        return np.ones(n)
-    weight = check_array(sample_weight, ensure_2d=False, dtype=np.float64, input_name="sample_weight")
-    if weight.shape != (n,):
-        raise SettingError(
-            f"`sample_weight` must have one value for each of the {n} rows; got shape {weight.shape}."
-        )
-    if (weight < 0).any():
-        row = int((weight < 0).argmax())
-        raise SettingError(f"`sample_weight` must be 0 or more; got {weight[row]:g} in row {row}.")
-    if not (weight > 0).any():
-        raise SettingError("every `sample_weight` is zero; there is nothing to learn from.")
-    return cast(NDArray[np.float64], weight)
-
-
-def _environments(env: Any, n: int) -> tuple[list[str], NDArray[np.int64]]:
-    """Names of the environments, and the number of each row's."""
-    if env is None:
-        return ["all"], np.zeros(n, dtype=np.int64)
-    given = np.asarray(env)
-    if given.shape != (n,):
-        raise SettingError(f"`env` must have one value for each of the {n} rows; got shape {given.shape}.")
-    missing = np.array([value is None or value != value for value in given])
-    if missing.any():
-        raise SettingError(
-            f"`env` is missing in row {int(missing.argmax())}; every row belongs to an environment."
-        )
-    names, which = np.unique([text_of(value) for value in given.tolist()], return_inverse=True)
-    return names.tolist(), which.astype(np.int64)
-
-
-def _class_weights(wanted: Any, classes: NDArray[Any], rows: Rows) -> NDArray[np.float64]:
-    """Weight of each row for its class."""
-    if wanted is None:
-        return np.ones(len(rows))
-    codes = rows.y.astype(int)
-    if wanted == "balanced":
-        mass = np.bincount(codes, weights=rows.weight, minlength=len(classes))
-        by_class = mass.sum() / np.maximum(mass, 1e-300) / len(classes)
-    elif isinstance(wanted, dict):
-        unknown = [label for label in wanted if label not in classes]
-        if unknown:
-            raise SettingError(
-                f"`class_weight` names {unknown[0]!r}, which is no label; labels are {classes.tolist()}."
-            )
-        by_class = np.array([float(wanted.get(label, 1.0)) for label in classes.tolist()])
-    else:
-        raise SettingError(f"`class_weight` must be a dictionary by label, or 'balanced'; got {wanted!r}.")
-    if not (by_class > 0).all():
-        raise SettingError(f"`class_weight` must be positive for every label; got {wanted!r}.")
-    return cast(NDArray[np.float64], by_class[codes])
 
 
 def _plain(value: Any) -> Any:

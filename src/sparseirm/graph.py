@@ -97,7 +97,7 @@ def steps(module: nn.Module, x: Tensor) -> list[Step]:
     """The operations of a module, in the order they run.
 
     Args:
-        module: a module in evaluation mode.
+        module: a module, in the mode it is to be looked at in.
         x: two samples.
 
     Returns:

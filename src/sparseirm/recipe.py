@@ -16,7 +16,7 @@ from sparseirm.inference import options as inference_options
 from sparseirm.losses import LOSSES
 from sparseirm.methods import METHODS, SETTINGS, Method, defaults
 from sparseirm.models import MODELS, maker
-from sparseirm.penalties import USUAL_WEIGHTS
+from sparseirm.penalties import USUAL_WEIGHTS, no_penalty
 from sparseirm.penalties import defaults as penalty_defaults
 from sparseirm.penalties import make as make_penalty
 from sparseirm.registry import LARGEST, lookup, one_of, options
@@ -356,7 +356,7 @@ class Recipe:
             SettingError: if the penalty or one of its options is unknown, or a value does not fit.
         """
         if self.penalty is None:
-            return lambda out: out.risks.sum() * 0
+            return no_penalty
         return make_penalty(self.penalty, **self.penalty_options)
 
     def make_inference(self) -> Inference | None:
@@ -380,7 +380,7 @@ class Recipe:
                 the budget exceeds ``d``.
         """
         if self.sparsifier is None:
-            return SPARSIFIERS["dense"](budget=d)
+            return Dense(d)
         maker = lookup("sparsifier", SPARSIFIERS, self.sparsifier)
         return maker(budget=self.count(d, n_train), **self._options())
 

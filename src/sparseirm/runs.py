@@ -324,13 +324,11 @@ def training_split(recipe: Recipe, data: DataSet) -> tuple[Split, list[dict[str,
     )
 
 
-def load_model(folder: Path | str, data: DataSet | None = None) -> nn.Module:
+def load_model(folder: Path | str) -> nn.Module:
     """The trained network of an output folder as a plain module, masked weights set to zero.
 
     Args:
         folder: where `run` wrote ``model.safetensors``.
-        data: a data set of the shape the model was trained on; needed for files of earlier versions, which do
-            not say it themselves.
 
     Returns:
         The module in evaluation mode. Its logits have shape ``(n, 1)`` for two classes.
@@ -338,16 +336,15 @@ def load_model(folder: Path | str, data: DataSet | None = None) -> nn.Module:
     Raises:
         DamagedFileError: if the file is damaged, or holds NaN or infinity.
         SettingError: if its recipe cannot be run, its network does not fit into memory, or it does not know
-            the shape of its inputs and ``data`` is not given.
+            the shape of its inputs.
         OSError: if there is no such file.
-        RuntimeError: if ``data`` has samples of another shape, or another number of outputs.
     """
     path = Path(folder) / MODEL
     tensors, note = read_tensors(path)
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise DamagedFileError(f"{path} is no trained network: {name} holds NaN or infinity. Delete it.")
-    module = module_of(note if data is None else {**note, **_shapes(data)})
+    module = module_of(note)
     module.load_state_dict(tensors)
     return module.eval()
 
@@ -362,13 +359,13 @@ def module_of(note: dict[str, Any]) -> nn.Module:
         The module, in training mode.
 
     Raises:
-        SettingError: if the note lacks one of them.
+        SettingError: if the note lacks one of them, or holds something else there.
     """
     missing = [name for name in ("recipe", "input_shape", "n_outputs") if name not in note]
     if missing:
         raise SettingError(
-            f"the model file does not say how to rebuild its module: it has no {', '.join(missing)}. If an "
-            "earlier version wrote it, train again; if it holds a module of your own, pass that module."
+            f"the model file does not say how to rebuild its module: it has no {', '.join(missing)}. If it "
+            "holds a module of your own, pass that module; else train again."
         )
     shape, n_outputs = note["input_shape"], note["n_outputs"]
     sizes = [*shape, n_outputs] if isinstance(shape, list) else [None]

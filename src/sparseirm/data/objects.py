@@ -17,13 +17,7 @@ from torch.nn.functional import interpolate
 
 from sparseirm.core import SettingError
 from sparseirm.data import cifar, coco
-from sparseirm.data.construction import (
-    Construction,
-    constructed,
-    construction,
-    is_probability,
-    require,
-)
+from sparseirm.data.construction import Construction, constructed, construction, is_probability, require
 from sparseirm.data.environments import DataSet
 from sparseirm.data.pools import Pools, pools_of
 from sparseirm.files import digest
@@ -65,9 +59,9 @@ def colored_object(
     coloured backgrounds; Zhou et al. 2022, section 5.2, use the correlations (0.999, 0.7, 0.1) and 5 % label
     noise. Classes, colours and brightness are those of the preparation that came with Bayesian IRM.
 
-    Needs the file that ``sparseirm prepare-coco`` makes (`sparseirm.data.coco.prepare`). A COCO image belongs
-    to one pool, whatever the seed, so that no two splits show objects of the same photograph; in each pool
-    there are as many vehicles as animals. The test environment has up to 1,800 of them.
+    Needs the file that ``sparseirm prepare-coco`` makes (`sparseirm.data.cutting.prepare`). A COCO image
+    belongs to one pool, whatever the seed, so that no two splits show objects of the same photograph; in each
+    pool there are as many vehicles as animals. The test environment has up to 1,800 of them.
 
     Args:
         n_train: training samples of all environments together; default 12,000.
@@ -255,9 +249,7 @@ def composite(rgba: Tensor, members: Tensor, behind: Tensor, size: int) -> Tenso
         tensor([0.2000, 0.4000, 0.6000])
     """
     x = torch.empty(len(members), 3, size, size)
-    for some in torch.split(
-        torch.arange(len(members)), 1000
-    ):  # the scaled objects of all would fill the memory
+    for some in torch.split(torch.arange(len(members)), 1000):  # all at once would fill the memory
         scaled = rgba[members[some]] / 255
         if scaled.shape[-2:] != (size, size):
             scaled = interpolate(scaled, (size, size), mode="bilinear", antialias=True, align_corners=False)

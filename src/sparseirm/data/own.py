@@ -314,14 +314,14 @@ def _split(
 ) -> Split:
     x = room((len(entries), 3, size, size))
     for image, entry in zip(x, entries, strict=True):
-        image[:] = _pixels(entry.path, size)
+        image[:] = pixels(entry.path, size)
     y = torch.tensor([classes.index(entry.label) for entry in entries], dtype=torch.int64)
     env = torch.tensor([environments.index(entry.env) for entry in entries], dtype=torch.int64)
     return Split(Batch(x, y, env), environments)
 
 
-def _pixels(path: Path, size: int) -> Tensor:
-    """``(3, size, size)`` float32 in [0, 1]."""
+def pixels(path: Path, size: int) -> Tensor:
+    """An image file as the network sees it: stretched to a square, ``(3, size, size)`` float32 in [0, 1]."""
     image = rgb(path.read_bytes(), str(path)).resize((size, size), Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
 

@@ -94,9 +94,7 @@ def _idx(collection: str, train: bool, data_root: str | None) -> Images:
         pixels, classes = read_image_file(str(raw / images)), read_label_file(str(raw / labels))
         if pixels.shape != (len(classes), 28, 28) or classes.max() > 9:
             raise ValueError(f"{tuple(pixels.shape)} pixels, {len(classes)} labels up to {classes.max()}")
-    except (
-        Exception
-    ) as error:  # torchvision's parser fails in many ways on a file that is not what it should be
+    except Exception as error:  # torchvision's parser fails in many ways on other files
         raise SettingError(
             f"the {collection} files in {raw} cannot be read ({type(error).__name__}: {error}). They may be "
             "damaged: delete them to have them downloaded again, or replace them."

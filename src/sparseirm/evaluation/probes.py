@@ -12,6 +12,7 @@ from sparseirm.data.environments import Batch, Batches, Split
 from sparseirm.evaluation.metrics import CHUNK, evaluate
 from sparseirm.losses import BINARY, MULTICLASS
 from sparseirm.models import build, network
+from sparseirm.penalties import no_penalty
 from sparseirm.sparsifiers import Dense
 from sparseirm.training.loop import train
 from sparseirm.training.precision import fast_matmul
@@ -122,7 +123,7 @@ def read_attribute(learn: Split, fresh: Split, probe: Probe, seed: int = 0) -> t
     every = Dense(net.layout.size)
     state = start(net, every, probe.plan, seed)
     batches = Batches(seen.samples, 1, min(probe.batch_size, len(seen)), seed)
-    train(net, batches, loss, lambda out: out.risks.sum() * 0, every, probe.plan, state, seed)
+    train(net, batches, loss, no_penalty, every, probe.plan, state, seed)
     known, new = (
         evaluate(net, state, state.weights.detach(), part, loss).accuracy for part in (seen, unseen)
     )

@@ -22,12 +22,11 @@ from sparseirm.experiments.ablation_study import (
     readings,
 )
 from sparseirm.experiments.executors import local
+from sparseirm.experiments.sheets import Sheet, page, show
 from sparseirm.experiments.statistics import Figures
 from sparseirm.experiments.store import Store
 from sparseirm.experiments.sweep import pinned, sweep
 from sparseirm.experiments.tables import label, rows
-from sparseirm.experiments.theory import show
-from sparseirm.experiments.theory_tables import Sheet
 from sparseirm.experiments.variants import DEFAULT, variants
 from sparseirm.files import write_bytes, write_json
 from sparseirm.methods import METHODS
@@ -142,9 +141,7 @@ def publish(report: AblationReport, out: Path) -> None:
     tables = sheets(report)
     show(tables.values())
     write_json(out / "ablation.json", asdict(report))
-    write_bytes(
-        out / "ablation.md", ("# Ablations\n\n" + "\n".join(s.markdown for s in tables.values())).encode()
-    )
+    write_bytes(out / "ablation.md", page("Ablations", tables.values()))
     figure = draw(report, out / "ablation.svg")
     print(f"figure: {figure}, tables: {out / 'ablation.md'}, numbers: {out / 'ablation.json'}")
 

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sparseirm.experiments.study import Finding
+from sparseirm.experiments.beside_paper import Finding
 from sparseirm.runs import Result
 
 COLOURS = {

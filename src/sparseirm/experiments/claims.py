@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from sparseirm.experiments.beside_paper import Finding, difference
 from sparseirm.experiments.statistics import Figures
-from sparseirm.experiments.study import Finding, difference
 
 PENALTIES = {"irmv1": "IRMv1", "rex": "REx"}
 """The penalties of the paper's tables, as they are written."""

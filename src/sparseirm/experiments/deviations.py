@@ -8,7 +8,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from sparseirm.core import SettingError
-from sparseirm.experiments.study import Finding
+from sparseirm.experiments.beside_paper import Finding
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,6 @@ from sparseirm.recipe import Recipe
 from sparseirm.runs import Result
 
 
-def steps(recipe: Recipe) -> int:
-    """Optimiser steps of a resolved recipe, from beginning to end."""
-    return recipe.total_steps
-
-
 def cost(recipe: Recipe) -> float:
     """Relative work of a resolved recipe: steps, times samples of a step, times weights.
 
@@ -24,7 +19,7 @@ def cost(recipe: Recipe) -> float:
     """
     samples = recipe.batch_size or recipe.n_train or 1
     width = recipe.width or 8000  # of an MLP about as slow as a ResNet-18
-    return float(steps(recipe) * samples * width * (width + 400))
+    return float(recipe.total_steps * samples * width * (width + 400))
 
 
 @dataclass(frozen=True)

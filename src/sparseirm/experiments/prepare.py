@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from sparseirm.data.coco import ANIMALS, OBJECTS, VEHICLES, Report, Selection, prepare
+from sparseirm.data.coco import OBJECTS
+from sparseirm.data.cutting import ANIMALS, VEHICLES, Report, Selection, prepare
 from sparseirm.data.sources import data_folder
 
 MEANINGS = {

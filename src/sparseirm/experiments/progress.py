@@ -38,9 +38,10 @@ def name(recipe: Recipe) -> str:
     >>> name(Recipe(data="cifar_mnist", model="resnet18", method="erm").resolved())
     'cifar_mnist 10000, resnet18, ERM, seed 0'
     """
-    settings = "" if recipe.settings == "ours" else f", {recipe.settings} settings"
+    data = f"{recipe.data} {recipe.n_train}" if recipe.n_train else recipe.data
     model = f"width {recipe.width}" if recipe.width else recipe.model
-    return f"{recipe.data} {recipe.n_train}, {model}, {label(recipe)}{settings}, seed {recipe.seed}"
+    settings = "" if recipe.settings == "ours" else f", {recipe.settings} settings"
+    return f"{data}, {model}, {label(recipe)}{settings}, seed {recipe.seed}"
 
 
 def summary(progress: Progress) -> str:

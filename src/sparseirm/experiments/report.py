@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from sparseirm.core import SettingError
 from sparseirm.evaluation.selection import RULES
+from sparseirm.experiments.beside_paper import Finding, Sheet, Study, collapsed, difference, sheets
 from sparseirm.experiments.charts import against_width, trajectory
 from sparseirm.experiments.claims import PENALTIES, claims
 from sparseirm.experiments.deviations import address, read, unexplained
@@ -23,7 +24,6 @@ from sparseirm.experiments.progress import duration
 from sparseirm.experiments.rules import Chosen
 from sparseirm.experiments.statistics import Figures
 from sparseirm.experiments.store import Store
-from sparseirm.experiments.study import Finding, Sheet, Study, collapsed, difference, sheets
 from sparseirm.experiments.summary import summary
 from sparseirm.experiments.tables import label
 from sparseirm.files import write_bytes
@@ -211,8 +211,9 @@ def _machine(result: Result) -> str:
     """On what a run was made."""
     parts = result.environment
     words = [f"{name} {parts[name]}" for name in ("sparseirm", "torch", "python") if name in parts]
-    words += [str(parts[name]) for name in ("device",) if name in parts]
-    return ", ".join([*words, f"{parts['threads']} thread(s)"] if "threads" in parts else words)
+    words += [str(parts["device"])] if "device" in parts else []
+    words += [f"{parts['threads']} thread(s)"] if "threads" in parts else []
+    return ", ".join(words)
 
 
 def _plain(text: object) -> Markup:

@@ -14,12 +14,12 @@ from rich.table import Table
 from tyro.conf import Positional
 
 from sparseirm.core import SettingError
+from sparseirm.experiments.beside_paper import Finding, Sheet, Study, sheets
 from sparseirm.experiments.estimates import Estimates
 from sparseirm.experiments.executors import connect, cores
 from sparseirm.experiments.grids import COMPUTED_ELSEWHERE, GRIDS, PRECISION, Cell, recipes, select
 from sparseirm.experiments.progress import duration, reporter
 from sparseirm.experiments.store import Store
-from sparseirm.experiments.study import Finding, Sheet, Study, sheets
 from sparseirm.experiments.sweep import sweep
 from sparseirm.experiments.theory import theory
 from sparseirm.methods import SETTINGS

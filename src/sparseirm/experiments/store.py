@@ -62,11 +62,6 @@ class Store:
         }
         write_json(self._path("failed", recipe), note)
 
-    def failure(self, recipe: Recipe) -> str | None:
-        """Why the last attempt of a recipe failed, or None."""
-        path = self._path("failed", recipe)
-        return str(read_json(path)["reason"]) if path.exists() else None
-
     def all(self) -> list[Result]:
         """Every finished run of this version of the code."""
         return [result for result in self._results() if result.version == RESULTS]

@@ -7,8 +7,8 @@ import io
 from collections.abc import Iterable
 from typing import Any
 
+from sparseirm.experiments.beside_paper import Finding
 from sparseirm.experiments.rules import Chosen
-from sparseirm.experiments.study import Finding
 
 COLUMNS = (
     *("dataset", "n_train", "model", "width", "method", "penalty", "settings", "rule"),

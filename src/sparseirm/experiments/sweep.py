@@ -12,13 +12,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from sparseirm.core import SettingError
-from sparseirm.experiments.estimates import Estimates, cost, steps
+from sparseirm.experiments.estimates import Estimates, cost
 from sparseirm.experiments.executors import Handle, Submitter
 from sparseirm.experiments.store import Store
 from sparseirm.recipe import Recipe
 from sparseirm.runs import Point, Result, run
 from sparseirm.training.loop import Record
-from sparseirm.training.sharding import torchrun
+from sparseirm.training.processes import torchrun
 
 ATTEMPTS = 3
 """How often a run is started whose process dies under it, before its failure is recorded."""
@@ -223,7 +223,7 @@ class _Work:
         running, left = [], 0.0
         for recipe, _ in self.flights.values():
             step = self.store.steps(recipe)
-            over = 0.0 if step is None else step / steps(recipe)
+            over = 0.0 if step is None else step / recipe.total_steps
             if step is not None:
                 running.append((recipe, over))
             left += (1 - over) * (self.estimates.seconds(recipe) or math.nan)

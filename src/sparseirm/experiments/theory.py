@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
+from sparseirm.experiments.sheets import page, show
 from sparseirm.experiments.theory_figure import draw
 from sparseirm.experiments.theory_study import LAMBDA, TheoryReport, compute
-from sparseirm.experiments.theory_tables import Sheet, sheets
+from sparseirm.experiments.theory_tables import sheets
 from sparseirm.files import write_bytes, write_json
 
 
@@ -62,20 +60,6 @@ def publish(report: TheoryReport, out: Path) -> None:
     tables = sheets(report)
     show(tables)
     write_json(out / "theory.json", _plain({**asdict(report), "penalty_weight": LAMBDA}))
-    write_bytes(
-        out / "theory.md", ("# Theory, computed\n\n" + "\n".join(s.markdown for s in tables)).encode()
-    )
+    write_bytes(out / "theory.md", page("Theory, computed", tables))
     figure = draw(report, out / "theory.svg")
     print(f"figure: {figure}, tables: {out / 'theory.md'}, numbers: {out / 'theory.json'}")
-
-
-def show(tables: Iterable[Sheet]) -> None:
-    """Print tables."""
-    console = Console(width=None if Console().is_terminal else 160)
-    for sheet in tables:
-        shown = Table()
-        for at, heading in enumerate(sheet.headings):
-            shown.add_column(heading, justify="right" if at else "left")
-        for row in sheet.rows:
-            shown.add_row(*row)
-        console.print(f"\n[bold]{sheet.title}[/bold]\n{sheet.note}", shown, sep="\n", highlight=False)

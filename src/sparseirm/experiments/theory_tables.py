@@ -3,31 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
+from sparseirm.experiments.sheets import Sheet
 from sparseirm.experiments.statistics import wilson
 from sparseirm.experiments.theory_study import CONFIDENCE, LAMBDA, Identified, TheoryReport
-
-
-@dataclass(frozen=True)
-class Sheet:
-    """A table in words: a title, what one sees in it, headings and rows."""
-
-    title: str
-    note: str
-    headings: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-
-    @property
-    def markdown(self) -> str:
-        """The sheet in Markdown."""
-        return f"## {self.title}\n\n{self.note}\n\n{self.table}"
-
-    @property
-    def table(self) -> str:
-        """Its table in Markdown, without title and note."""
-        lines = [self.headings, ("---", *["---:"] * (len(self.headings) - 1)), *self.rows]
-        return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def sheets(report: TheoryReport) -> list[Sheet]:

@@ -9,12 +9,13 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from sparseirm.core import Loss, NonFiniteError, Outputs, SettingError
+from sparseirm.core import Loss, NonFiniteError, SettingError
 from sparseirm.data.environments import Batch, Batches
 from sparseirm.evaluation.metrics import predict
 from sparseirm.models import Network
+from sparseirm.penalties import no_penalty
 from sparseirm.randomness import generator
-from sparseirm.sparsifiers import SPARSIFIERS
+from sparseirm.sparsifiers import Dense
 from sparseirm.training.loop import train
 from sparseirm.training.state import Plan, start
 
@@ -96,12 +97,12 @@ def reference_logits(
     held, seen = order[: max(1, n // 5)], order[max(1, n // 5) :]
     pooled = replace(samples, env=torch.zeros_like(samples.env)).take(seen)
     batches = Batches(pooled, 1, batch_size and min(batch_size, len(pooled)), seed)
-    sparsifier = SPARSIFIERS["dense"](budget=network.layout.size)
+    sparsifier = Dense(network.layout.size)
     plan = replace(plan, lr_schedule="constant", penalty_weight=0.0)
     state = start(network, sparsifier, plan, seed)
     least, best, kept = math.inf, 0, torch.empty(0)
     for step in [*range(EVERY, plan.steps, EVERY), plan.steps]:
-        train(network, batches, loss, _nothing, sparsifier, replace(plan, steps=step), state, seed)
+        train(network, batches, loss, no_penalty, sparsifier, replace(plan, steps=step), state, seed)
         logits = predict(network, state, state.weights.detach(), samples.x)
         risk = float(loss.value(logits[held], samples.y[held]).mean())
         if risk < least:
@@ -111,7 +112,3 @@ def reference_logits(
     if len(kept) < n:
         raise NonFiniteError("the model to infer environments from has no finite risk. Lower `lr`.")
     return kept
-
-
-def _nothing(out: Outputs) -> Tensor:
-    return out.risks.sum() * 0

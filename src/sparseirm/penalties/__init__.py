@@ -17,6 +17,7 @@ from sparseirm.penalties.gradients import irmv1_split as irmv1_split
 from sparseirm.penalties.risks import EQRM as EQRM
 from sparseirm.penalties.risks import GroupDRO as GroupDRO
 from sparseirm.penalties.risks import MinimaxREx as MinimaxREx
+from sparseirm.penalties.risks import no_penalty as no_penalty
 from sparseirm.penalties.risks import rex as rex
 from sparseirm.registry import lookup
 from sparseirm.registry import options as filled
@@ -35,7 +36,6 @@ PENALTIES: dict[str, Penalty] = {
     "ib_irm": IBIRM(),
     "sd": spectral_decoupling,
 }
-
 """Name to penalty, with its own numbers."""
 
 USUAL_WEIGHTS = {

@@ -16,6 +16,16 @@ from torch import Tensor
 from sparseirm.core import Outputs, SettingError, accumulator
 
 
+def no_penalty(out: Outputs) -> Tensor:
+    """Zero, for plain training on the mean risk: shape ``()``, with a gradient of zeros.
+
+    >>> from sparseirm.losses import SQUARED
+    >>> no_penalty(Outputs(torch.ones(2), torch.zeros(2), torch.tensor([0, 1]), 2, SQUARED))
+    tensor(0.)
+    """
+    return out.risks.sum() * 0
+
+
 def rex(out: Outputs) -> Tensor:
     """Variance of the environments' risks (V-REx).
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Generator, Tensor
@@ -19,7 +20,7 @@ class Dense:
     """
 
     budget: int
-    score_lr: float = 0.0
+    score_lr: ClassVar[float] = 0.0
 
     def start(self, weights: Tensor, layout: Layout, noise: Generator) -> Memory:
         """Nothing to remember."""

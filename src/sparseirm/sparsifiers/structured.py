@@ -9,9 +9,7 @@ from torch import Generator, Tensor
 
 from sparseirm.core import Layout, Memory, Moment, SettingError, Tensors
 from sparseirm.registry import one_of
-from sparseirm.sparsifiers.groups import GROUPS as GROUPS
-from sparseirm.sparsifiers.groups import UNITS, count, expand, fitting, grouped
-from sparseirm.sparsifiers.groups import groups_of as groups_of
+from sparseirm.sparsifiers.groups import GROUPS, UNITS, count, expand, fitting, grouped
 from sparseirm.sparsifiers.probmask import ProbMask
 
 

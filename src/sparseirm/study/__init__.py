@@ -1,1 +1,1 @@
-"""A user's own table, from the file to a model that was checked: `fit` and `predict`."""
+"""Your own table or images, from the files to a model that was checked: `fit` and `predict`."""

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
-from rich.text import Text
 
 from sparseirm.core import SettingError
 from sparseirm.estimator import SparseIRMClassifier, load
 from sparseirm.experiments.executors import local
-from sparseirm.files import writable, write_bytes, write_json
-from sparseirm.monitor import Finding, counted, listed
+from sparseirm.files import write_bytes, write_json
+from sparseirm.monitor import counted, listed
 from sparseirm.runs import environment
-from sparseirm.study.choice import Choice, EnvScore, Standing
+from sparseirm.study.common import (
+    REPORT,
+    RESULT,
+    bar,
+    check_numbers,
+    check_output,
+    claimed,
+    plain_console,
+    say_files,
+    say_findings,
+    say_table,
+)
 from sparseirm.study.comparison import candidates, folds
 from sparseirm.study.problem import Problem, build_problem
 from sparseirm.study.report import page
@@ -33,8 +39,6 @@ from sparseirm.training.loop import Record
 
 if TYPE_CHECKING:
     import pandas as pd
-
-RESULT, REPORT = "result.json", "report.html"
 
 
 def fit_table(
@@ -165,65 +169,9 @@ def predict_table(
     return len(told)
 
 
-def plain_console() -> Console:
-    """Where commands print; what looks like markup in names of the data is printed as it is."""
-    return Console(width=100, highlight=False, markup=False)
-
-
-def check_output(output: Path, data: Path) -> None:
-    """Refuse to write predictions over the data, or to a folder."""
-    if output.exists() and output.samefile(data):
-        raise SettingError(f"`output` {output} is the data themselves; choose another file.")
-    if output.is_dir():
-        raise SettingError(f"`output` {output} is a folder; name a file in it.")
-
-
-def check_numbers(seeds: Sequence[int], steps: int | None, rows: int = 100) -> None:
-    """Refuse numbers out of their range."""
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise SettingError(f"`seeds` must name each one once, and at least one; got {list(seeds)}.")
-    if steps is not None and steps < 1:
-        raise SettingError(f"`steps` must be at least 1; got {steps}.")
-    if rows < 100:
-        raise SettingError(f"`rows` must be at least 100; got {rows}.")
-
-
-@contextmanager
-def claimed(out: Path) -> Iterator[None]:
-    """The output folder, made if it is missing, and left as it was if something fails."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        what = "holds something" if out.is_dir() else "is a file"
-        raise SettingError(f"`out` {str(out)!r} already {what}; choose another folder.")
-    made = [folder for folder in (out, *out.parents) if not folder.exists()]
-    writable(out)
-    try:
-        yield
-    except BaseException:
-        for path in out.iterdir():
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-        for folder in made:
-            folder.rmdir()
-        raise
-
-
 def _settings(data: Path, *given: Any) -> dict[str, Any]:
     names = ("test_env", "task", "method", "drop", "categorical", "seeds", "steps", "rows", "out")
     return {"data": data.name, **dict(zip(names, given, strict=True))}
-
-
-@contextmanager
-def bar(title: str, total: int, unit: str) -> Iterator[Callable[..., None]]:
-    """A progress bar on a terminal, silence elsewhere; yields the function that moves it."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed:.0f}/{task.total:.0f} " + unit),
-        TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task(title, total=total)
-        yield lambda **change: progress.update(task, **change)
 
 
 def _say_problem(console: Console, problem: Problem, data: Path) -> None:
@@ -232,7 +180,7 @@ def _say_problem(console: Console, problem: Problem, data: Path) -> None:
     for kind, words in (("number", "numbers"), ("category", "categories"), ("date", "dates")):
         names = [column.name for column in problem.columns if column.kind == kind]
         if names:
-            console.print(f"  {len(names)} {words}: {listed(names)}")
+            console.print(f"  {len(names)} {kind if len(names) == 1 else words}: {listed(names)}")
     for column in problem.columns:
         if not column.used:
             console.print(f"  left out: {column.name} ({column.note})")
@@ -254,43 +202,6 @@ def _say_study(console: Console, study: Study, out: Path) -> None:
     say_files(console, out, study.seconds)
 
 
-def say_table(console: Console, table: Sequence[Standing], choice: Choice, unit: str) -> None:
-    """Print how each candidate did, with a mark at the one taken."""
-    shown = Table(title=f"{unit}, mean over environments (worst)")
-    for heading in ("method", "left-out envs", "left-out rows", "test", "uneven", "disagreement"):
-        shown.add_column(heading, justify="left" if heading == "method" else "right")
-    for one in table:
-        mark = "> " if one is choice.taken else "  "
-        shown.add_row(
-            mark + one.candidate.label,
-            *(_mean_and_worst(scores) for scores in (one.held_out, one.fresh, one.tested)),
-            f"{one.uneven:.2f}",
-            f"{one.disagreement:.2f}",
-        )
-    console.print(shown)
-
-
-def say_findings(console: Console, findings: Sequence[Finding]) -> None:
-    """Print the monitor's findings."""
-    colours = {"good": "green", "note": "blue", "warning": "yellow", "problem": "red"}
-    for finding in findings:
-        told = f": {finding.seen} {finding.do}".removesuffix(" Nothing.")
-        console.print(Text.assemble((finding.severity, colours[finding.severity]), told))
-
-
-def say_files(console: Console, out: Path, seconds: float) -> None:
-    """Print where everything is."""
-    console.print(f"model and {RESULT}: {out} ({seconds:.0f} s)", soft_wrap=True)
-    console.print(f"to read: {out / REPORT}", soft_wrap=True)
-
-
-def _mean_and_worst(scores: Sequence[EnvScore]) -> str:
-    if not scores:
-        return "-"
-    each = [score.score for score in scores]
-    return f"{np.mean(each):.3f} ({min(each):.3f})"
-
-
 def _say_new_values(frame: pd.DataFrame, columns: Sequence[Any]) -> None:
     """Tell of values of categories that the model never saw."""
     for column in columns:
@@ -298,5 +209,5 @@ def _say_new_values(frame: pd.DataFrame, columns: Sequence[Any]) -> None:
             text = as_text(frame[column.name])
             new = sorted(set(text) - set(column.levels))
             if new:
-                rows = int(np.isin(text, new).sum())
-                print(f"column {column.name!r}: {rows} rows with values not seen in training: {listed(new)}")
+                rows = counted(int(np.isin(text, new).sum()), "row")
+                print(f"column {column.name!r}: {rows} with values not seen in training: {listed(new)}")

@@ -12,17 +12,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor
 
 from sparseirm.core import SettingError
-from sparseirm.data.decoding import is_image_name, rgb
+from sparseirm.data.decoding import is_image_name
+from sparseirm.data.own import pixels
 from sparseirm.experiments.executors import local
 from sparseirm.files import read_tensors, write_bytes, write_json
 from sparseirm.monitor import listed
 from sparseirm.runs import MODEL, load_model
 from sparseirm.study.assessment import probabilities
-from sparseirm.study.commands import (
+from sparseirm.study.common import (
     REPORT,
     RESULT,
     bar,
@@ -131,7 +130,7 @@ def predict_images(model: Path, data: Path, *, output: Path) -> int:
     rows = []
     for at in range(0, len(paths), CHUNK):
         some = paths[at : at + CHUNK]
-        x = torch.stack([_pixels(path, size) for path in some])
+        x = torch.stack([pixels(path, size) for path in some])
         for path, sure in zip(some, probabilities(logits_of(module, x)).tolist(), strict=True):
             name = path.relative_to(data).as_posix() if data.is_dir() else path.name
             rows.append([name, labels[int(np.argmax(sure))], *sure])
@@ -162,9 +161,3 @@ def _images_below(data: Path) -> list[Path]:
     if not paths:
         raise SettingError(f"{data} holds no images.")
     return paths
-
-
-def _pixels(path: Path, size: int) -> Tensor:
-    """As in training: ``(3, size, size)`` in [0, 1]."""
-    image = rgb(path.read_bytes(), str(path)).resize((size, size), Image.Resampling.BILINEAR)
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255

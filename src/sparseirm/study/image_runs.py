@@ -133,9 +133,7 @@ def assess_images(
     """
     recipe, root = recipe_of(images, candidate, seed, leave_out, share), str(images.root)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", UserWarning
-        )  # of copies and absent classes, which the monitor tells of
+        warnings.simplefilter("ignore", UserWarning)  # the monitor tells of copies and absent classes
         run(recipe, data_root=root, out=folder)
         module = load_model(folder)
         data = recipe.make_data(root)

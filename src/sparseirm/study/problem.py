@@ -13,6 +13,8 @@ from sparseirm.core import SettingError
 from sparseirm.monitor import counted
 from sparseirm.registry import one_of
 from sparseirm.table.columns import Column, as_numbers, as_text, infer_columns
+from sparseirm.table.encoding import Encoding, values
+from sparseirm.table.thinning import thinned
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -74,6 +76,21 @@ class Problem:
             codes: NDArray[np.float64] = np.unique(self.y, return_inverse=True)[1].astype(np.float64)
             return codes
         return self.y
+
+    def encoded(self, most: int) -> tuple[Encoding, NDArray[np.int64], NDArray[np.float64]]:
+        """Training rows as inputs of a network, about ``most`` of them.
+
+        Args:
+            most: how many rows are wanted, of every environment some.
+
+        Returns:
+            The encoding, fitted to these rows; their places ``(n,)``; and their inputs ``(n, n_inputs)``.
+        """
+        rows = self.training
+        rows = rows[thinned(self.env[rows], most)]
+        frame = self.inputs.iloc[rows]
+        encoding = Encoding.fitted(self.columns, values(self.columns, frame))
+        return encoding, rows, encoding.inputs(frame).astype(np.float64)
 
 
 def build_problem(

@@ -87,7 +87,7 @@ def headline(result: Plain) -> Headline:
     if taken is erm:
         spurious = _spurious(result)
         if spurious:
-            leans = f"ERM uses {', '.join(spurious)}: what they say changes between environments."
+            leans = f"ERM uses {', '.join(spurious)}: what that says changes between environments."
             return Headline(
                 "odd", "ERM is as good here, but uses columns that look spurious", (leans, *words)
             )

@@ -24,8 +24,6 @@ from sparseirm.study.verdicts import (
     relation_p,
     witness,
 )
-from sparseirm.table.encoding import Encoding, values
-from sparseirm.table.thinning import thinned
 from sparseirm.training.loop import Record
 
 NOT_BY_SCORE = (
@@ -64,11 +62,7 @@ class Study:
 
 def look(problem: Problem) -> list[Finding]:
     """The monitor's findings before training; it sees training rows only."""
-    rows = problem.training
-    rows = rows[thinned(problem.env[rows], MOST_TESTED_ROWS)]
-    frame = problem.inputs.iloc[rows]
-    encoding = Encoding.fitted(problem.columns, values(problem.columns, frame))
-    inputs = encoding.inputs(frame).astype(np.float64)
+    _, rows, inputs = problem.encoded(MOST_TESTED_ROWS)
     return before(inputs, problem.codes[rows], problem.env[rows], problem.train_names, problem.classes)
 
 
@@ -167,10 +161,10 @@ def afterwards(
         found.append(
             Finding(
                 *("after", "warning", "spurious-looking columns"),
-                f"{', '.join(spurious)}: ERM uses them, but their relation to the target changes between "
+                f"ERM uses {', '.join(spurious)}, but how that goes with the target changes between "
                 "environments.",
                 "Ask how these values come about: after the target, or by a site's own habits? If so, drop "
-                "them.",
+                "such columns.",
             )
         )
     stable = [one.column for one in verdicts if one.verdict == STABLE]

@@ -11,8 +11,6 @@ from sparseirm.monitor import LEVEL, change_of_relations, holm
 from sparseirm.study.assessment import Assessment
 from sparseirm.study.choice import Choice, Standing
 from sparseirm.study.problem import Problem
-from sparseirm.table.encoding import Encoding, values
-from sparseirm.table.thinning import thinned
 
 STABLE, SPURIOUS, DOUBTFUL, UNUSED = "stable", "spurious-looking", "doubtful", "unused"
 
@@ -90,11 +88,7 @@ def judge_columns(found: Sequence[Assessment], sparse: str, p: Mapping[str, floa
 
 def relation_p(problem: Problem) -> dict[str, float]:
     """By column in use, the smallest p-value of its inputs' changes of relation, corrected for all inputs."""
-    rows = problem.training
-    rows = rows[thinned(problem.env[rows], MOST_TESTED_ROWS)]
-    frame = problem.inputs.iloc[rows]
-    encoding = Encoding.fitted(problem.columns, values(problem.columns, frame))
-    inputs = encoding.inputs(frame).astype(np.float64)
+    encoding, rows, inputs = problem.encoded(MOST_TESTED_ROWS)
     p = holm(change_of_relations(inputs, problem.codes[rows], problem.env[rows], problem.classes))
     ends = np.cumsum(encoding.blocks)
     return {

@@ -13,7 +13,7 @@ from sparseirm.models import MLP
 from sparseirm.penalties import USUAL_WEIGHTS
 from sparseirm.penalties import make as make_penalty
 from sparseirm.registry import lookup, one_of, options
-from sparseirm.sparsifiers import SPARSIFIERS
+from sparseirm.sparsifiers import SPARSIFIERS, Dense
 from sparseirm.training.state import Plan
 
 FULL_BATCH = 8192
@@ -182,7 +182,7 @@ class Design:
                 together and some column has more than one.
         """
         if self.gate == "none":
-            return SPARSIFIERS["dense"](budget=d)
+            return Dense(d)
         maker, given = self._sparsifier_options()
         if self.gate == "weights":
             usual = d if n_envs == 1 else min(d, max(1, n // 10))
@@ -223,7 +223,7 @@ class Design:
                         f"`{option}` has no effect: the columns are searched before training. Leave it out, "
                         "or set `gates` to columns or weights."
                     )
-            return SPARSIFIERS["dense"], {}
+            return Dense, {}
         name = self.sparsifier or GATES[self.gate]
         maker = cast(Any, lookup("sparsifier", SPARSIFIERS, name))
         known = _options_of(maker)

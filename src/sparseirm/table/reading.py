@@ -29,7 +29,7 @@ def read_table(path: Path | str, encoding: str = "utf-8", decimal: str = ".") ->
     """A CSV or Parquet file as a frame, with columns named by text.
 
     Args:
-        path: a file ending in .csv, .tsv, .txt (each also with .gz), .parquet or .pq. Text files have a line
+        path: a file ending in .csv, .tsv (also with .gz), .txt, .parquet or .pq. Text files have a line
             of names first; their separator (comma, semicolon, tab or bar) is found out.
         encoding: how a text file is encoded.
         decimal: the decimal sign of a text file, a point or a comma.

@@ -19,7 +19,7 @@ from sparseirm.models import maskable
 from sparseirm.randomness import generator
 from sparseirm.registry import one_of
 from sparseirm.training.checkpoint import load_state, save_state
-from sparseirm.training.sharding import averaged
+from sparseirm.training.processes import averaged
 from sparseirm.training.state import State, finite, forget_history, score_optimizer
 
 _ATTACHED: WeakSet[nn.Module] = WeakSet()

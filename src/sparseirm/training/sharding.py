@@ -25,6 +25,7 @@ from torch.utils.checkpoint import checkpoint
 
 from sparseirm.core import Outputs, SettingError, Tensors, accumulator
 from sparseirm.models import Features
+from sparseirm.training.processes import collected, shared, summed, torchrun
 
 Run = Callable[[Tensor, Tensor, Tensors], tuple[Tensor, Features]]
 """``(inputs, effective weights, other parameters) -> (logits, representation)``."""
@@ -110,8 +111,8 @@ class Sharding:
         features = torch.cat(found) if found else None
         if self.ranks == 1:
             return logits, features
-        collect = None if features is None else lambda: _Gathered.apply(features, sizes, self.rank)
-        return _Gathered.apply(logits, sizes, self.rank), collect
+        collect = None if features is None else lambda: collected(features, sizes, self.rank)
+        return collected(logits, sizes, self.rank), collect
 
     def _pass(
         self, run: Run, x: Tensor, rows: slice, effective: Tensor, others: Tensors, seed: int
@@ -219,20 +220,6 @@ def joined(device: str, micro_batch: int | None = None) -> Iterator[tuple[Shardi
             dist.destroy_process_group()
 
 
-def torchrun() -> tuple[int, int]:
-    """Rank of this process and number of processes, as torchrun or a process group says; else 0 and 1."""
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    if dist.is_available() and dist.is_torchelastic_launched():
-        return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    return 0, 1
-
-
-def first_process() -> bool:
-    """Whether this process is alone or the first of several: the one that prints and writes."""
-    return torchrun()[0] == 0
-
-
 def gathered(out: Outputs) -> Outputs:
     """The outputs of all processes together, for a loop of your own under `DistributedDataParallel`.
 
@@ -257,15 +244,14 @@ def gathered(out: Outputs) -> Outputs:
     rank, ranks = torchrun()
     if ranks == 1:
         return out
-    counts = _Gathered.apply(out.env.new_tensor([len(out.env)]), [1] * ranks, rank)
+    counts = collected(out.env.new_tensor([len(out.env)]), [1] * ranks, rank)
     sizes = counts.tolist()
 
     def everywhere(values: Tensor) -> Tensor:
         mine: Any = values.view_as(values)
         if mine.requires_grad:
             mine.register_hook(lambda gradient: ranks * gradient)  # which is then averaged
-        found: Tensor = _Gathered.apply(mine, sizes, rank)
-        return found
+        return collected(mine, sizes, rank)
 
     return replace(
         out,
@@ -276,14 +262,6 @@ def gathered(out: Outputs) -> Outputs:
         features=None if out.features is None else lambda: everywhere(cast(Tensor, out.features)),
         parameters=(),
     )
-
-
-def averaged(x: Tensor) -> Tensor:
-    """The mean of a tensor over all processes; the tensor itself if there is one."""
-    if torchrun()[1] > 1:
-        dist.all_reduce(x)
-        x /= torchrun()[1]
-    return x
 
 
 class _Part(TorchFunctionMode):
@@ -349,73 +327,17 @@ def _statistics(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
     var, mean = torch.var_mean(x.float(), [0, *range(2, x.ndim)], correction=0)
     var, mean, here = var.to(exact), mean.to(exact), x.numel() // x.shape[1]
     sums = torch.stack([mean, var + mean.square()]) * (here / count)
-    means = _Shared.apply(_Summed.apply(sums))
+    means = shared(summed(sums))
     return means[0], (means[1] - means[0].square()).clamp_min(0)
 
 
 def _shared(effective: Tensor, others: Tensors) -> tuple[Tensor, Tensors]:
     """The same parameters, whose gradients are summed over the processes, in a single message."""
     tensors = (effective, *others.values())
-    flat: Tensor = _Shared.apply(torch.cat([tensor.reshape(-1) for tensor in tensors]))
+    flat = shared(torch.cat([tensor.reshape(-1) for tensor in tensors]))
     pieces = torch.split(flat, [tensor.numel() for tensor in tensors])
     shaped = [piece.view_as(tensor) for piece, tensor in zip(pieces, tensors, strict=True)]
     return shaped[0], dict(zip(others, shaped[1:], strict=True))
-
-
-class _Shared(Function):
-    """From replicated to what each process uses on rows of its own: gradients are summed."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        return _Summed.apply(grads[0])
-
-
-class _Summed(Function):
-    """From what each process has found on rows of its own to the sum of all, replicated."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        total = x.clone()
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        return _Shared.apply(grads[0])
-
-
-class _Gathered(Function):
-    """From the rows of each process to all rows, replicated."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, sizes: list[int], rank: int) -> Tensor:
-        ctx.sizes, ctx.rank = sizes, rank
-        padded = x.new_zeros(max(sizes), *x.shape[1:])
-        padded[: len(x)] = x
-        pieces = [torch.empty_like(padded) for _ in sizes]
-        dist.all_gather(pieces, padded)
-        return torch.cat([piece[:size] for piece, size in zip(pieces, sizes, strict=True)])
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        return _Scattered.apply(grads[0], ctx.sizes, ctx.rank), None, None
-
-
-class _Scattered(Function):
-    """From all rows, replicated, to those of each process."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, sizes: list[int], rank: int) -> Tensor:
-        ctx.sizes, ctx.rank = sizes, rank
-        return torch.split(x, sizes)[rank].clone()
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        return _Gathered.apply(grads[0], ctx.sizes, ctx.rank), None, None
 
 
 TWICE = (

@@ -1,0 +1,121 @@
+"""One run as a command: a progress bar, then accuracy in every environment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from sparseirm.experiments.tables import label
+from sparseirm.recipe import Recipe
+from sparseirm.runs import Point, Result, run
+from sparseirm.training.loop import Record
+from sparseirm.training.processes import first_process
+
+
+def train(
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")],
+    *,
+    data_root: str | None = None,
+    out: Path | None = None,
+    resume: bool = False,
+    device: str = "cpu",
+    micro_batch: int | None = None,
+    shrink: bool = False,
+) -> Result:
+    """Train one model and say how it does in every environment.
+
+    Writes ``result.json`` (the whole recipe, versions, accuracy of every environment along the way and at
+    the last step, density asked and reached, seconds) and ``model.safetensors`` to ``--out``. Started by
+    torchrun, several processes train it together, with the same result up to rounding; see docs/scaling.md.
+
+    Example: sparseirm train --data colored_digits --method sparseirm --penalty rex --out out/rex
+
+    Args:
+        recipe: what to run.
+        data_root: folder of the data files; the variable SPARSEIRM_DATA otherwise.
+        out: folder for the result and the model; nothing is written without it.
+        resume: go on with the run in `--out`, from its last checkpoint.
+        device: where to compute, such as cpu or cuda.
+        micro_batch: samples per pass through the network, to save memory; the result is the same up to
+            rounding.
+        shrink: once the mask is decided, run a smaller network without its dead units; the result is the same
+            up to rounding, and says what that saved.
+
+    Returns:
+        The result.
+    """
+    recipe = recipe.resolved()
+    with _bar(label(recipe), recipe.total_steps, shown=first_process()) as on_step:
+        result = run(
+            recipe,
+            data_root=data_root,
+            out=out,
+            resume=resume,
+            device=device,
+            on_step=on_step,
+            micro_batch=micro_batch,
+            shrink=shrink,
+        )
+    if first_process():
+        _print(result)
+    return result
+
+
+def _print(result: Result) -> None:
+    console = Console(width=100)
+    for number, found in enumerate(result.inferred or []):
+        rate = found["agreement"]
+        agreement = "" if rate is None else f", spurious attribute and label agree in {100 * rate:.1f} %"
+        console.print(f"inferred {number}: {found['size']} samples{agreement}", highlight=False)
+    for split, score in result.last.items():
+        each = ", ".join(f"{name}: {value:.1f}" for name, value in score.per_env.items())
+        console.print(f"{split:>5} accuracy {score.accuracy:5.1f} %  ({each})", highlight=False)
+    if result.source_note:
+        console.print(f"data: {result.source_note}", highlight=False)
+    console.print(
+        f"kept {result.kept} of {result.n_weights} weights (density {result.kept / result.n_weights:.3g}) "
+        f"in {result.seconds:.0f} s",
+        highlight=False,
+    )
+    if result.shrunk:
+        flops, seconds = (result.shrunk[name] for name in ("flops_per_step", "seconds_per_pass"))
+        console.print(
+            f"with its mask decided the network took {flops['after'] / flops['before']:.0%} of the FLOPs and "
+            f"{seconds['after'] / seconds['before']:.0%} of the time for a pass",
+            highlight=False,
+        )
+
+
+@contextmanager
+def _bar(title: str, total: int, shown: bool) -> Iterator[Callable[[Record, Sequence[Point]], None]]:
+    """A progress bar on a terminal, silence elsewhere; yields the function that moves it."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:.0f}/{task.total:.0f} steps"),
+        TextColumn("{task.fields[note]}"),
+        TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not (shown and console.is_terminal)) as progress:
+        task = progress.add_task(title, total=total, note="")
+
+        def advance(record: Record, trajectory: Sequence[Point]) -> None:
+            if record.step % 10 == 0 or record.step == total:
+                progress.update(task, completed=record.step, note=_note(record, trajectory))
+
+        yield advance
+
+
+def _note(record: Record, trajectory: Sequence[Point]) -> str:
+    words = f"risk {record.risk:.3f}  penalty {record.penalty:.1e}"
+    if trajectory:
+        accuracy = "  ".join(f"{name} {score.accuracy:.1f}" for name, score in trajectory[-1].scores.items())
+        words += f"  density {trajectory[-1].density:.3g}  accuracy {accuracy}"
+    return words
