@@ -99,8 +99,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
 ``paper`` is appendix D of the paper; where it is silent (L2 weight, start of the penalty, times of the
 density schedule) the values of the released code stand in. ``released`` adds that code's division of the
 loss by ``1 + penalty_weight``. ``ours`` differs where a mask would otherwise stay undecided; how its
-values were found is told in docs/tuning.md. A sparsifier without an option of that name ignores none: the
-options apply to ``probmask`` and every other sparsifier starts from its own defaults.
+values were found is told in docs/tuning.md. ``sparsifier_options`` are those of ``probmask``; every other
+sparsifier starts from its own defaults.
 """
 
 MANY: dict[str, dict[str, Any]] = {

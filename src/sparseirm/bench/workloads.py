@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparseirm.core import Memory, Moment, Outputs, Penalty, Sparsifier
+from sparseirm.core import Memory, Moment, Penalty, Sparsifier
 from sparseirm.data.environments import Batch, Batches, Split
 from sparseirm.evaluation.metrics import Score, deployed, evaluate
 from sparseirm.losses import BINARY
 from sparseirm.models import MLP, Network, build, maker, network
-from sparseirm.penalties import irmv1
+from sparseirm.penalties import irmv1, no_penalty
 from sparseirm.randomness import generator
 from sparseirm.sparsifiers import Dense, ProbMask
 from sparseirm.sparsifiers.gates import gated
@@ -51,11 +51,6 @@ def samples(n: int, shape: tuple[int, ...] = COLORED_MNIST, n_envs: int = 2, see
     noise = generator(seed, "benchmark")
     x = torch.rand(n, *shape, generator=noise)
     return Batch(x, torch.randint(2, (n,), generator=noise), torch.arange(n) % n_envs)
-
-
-def nothing(out: Outputs) -> Tensor:
-    """The penalty of plain training."""
-    return out.logits.new_zeros(())
 
 
 @dataclass(frozen=True)
@@ -95,7 +90,7 @@ class Ours:
         batch: the samples of every step.
         network: what is trained.
         sparsifier: how it is masked.
-        penalty: `irmv1` or `nothing`.
+        penalty: `irmv1` or `no_penalty`.
         plan: rates and precision.
         shrinking: how to run a smaller network, or None.
         state: where it is.
@@ -165,7 +160,7 @@ def ours(
     sparsifier: Sparsifier = Dense(d) if options is None else ProbMask(budget=d // 2, **options)
     plan = Plan(steps=steps, lr=4e-4, lr_schedule="constant", penalty_from=0.0, precision=precision)
     plan = plan if invariant else replace(plan, penalty_weight=0.0)
-    return Ours(batch, net, sparsifier, irmv1 if invariant else nothing, plan)
+    return Ours(batch, net, sparsifier, irmv1 if invariant else no_penalty, plan)
 
 
 def perceptron(width: int, shape: tuple[int, ...] = COLORED_MNIST) -> Callable[[], nn.Module]:

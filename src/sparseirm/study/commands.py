@@ -106,7 +106,19 @@ def fit_table(
                 on_step(completed=record.step, total=steps)
 
             study = conduct(problem, tried, parts, pool, method, lambda: on_fit(advance=1), after_step)
-        settings = _settings(data, test_env, task, method, drop, categorical, seeds, steps, rows, str(out))
+        settings: dict[str, Any] = {
+            "data": data.name,
+            "test_env": test_env,
+            "task": task,
+            "method": method,
+            "drop": drop,
+            "categorical": categorical,
+            "columns": columns,
+            "seeds": seeds,
+            "steps": steps,
+            "rows": rows,
+            "out": str(out),
+        }
         study.model.save(out)
         result = as_result(study, settings, environment(torch.device("cpu")))
         write_json(out / RESULT, result)
@@ -167,11 +179,6 @@ def predict_table(
     write_bytes(output, told.to_csv(index=False).encode())
     print(f"{len(told)} predictions: {output}")
     return len(told)
-
-
-def _settings(data: Path, *given: Any) -> dict[str, Any]:
-    names = ("test_env", "task", "method", "drop", "categorical", "seeds", "steps", "rows", "out")
-    return {"data": data.name, **dict(zip(names, given, strict=True))}
 
 
 def _say_problem(console: Console, problem: Problem, data: Path) -> None:

@@ -87,8 +87,8 @@ def say_table(console: Console, table: Sequence[Standing], choice: Choice, unit:
         shown.add_row(
             mark + one.candidate.label,
             *(_mean_and_worst(scores) for scores in (one.held_out, one.fresh, one.tested)),
-            f"{one.uneven:.2f}",
-            f"{one.disagreement:.2f}",
+            f"{one.uneven:z.2f}",
+            f"{one.disagreement:z.2f}",
         )
     console.print(shown)
 
