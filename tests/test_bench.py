@@ -115,7 +115,7 @@ def test_ratios_are_of_medians_and_pairs_of_rounds() -> None:
 def test_calls_take_turns() -> None:
     said: list[str] = []
     times = interleaved({"a": lambda: said.append("a"), "b": lambda: said.append("b")}, 2)
-    assert "".join(said) == "ababab" and [len(spent) for spent in times.values()] == [2, 2]
+    assert "".join(said) == "abababab" and [len(spent) for spent in times.values()] == [2, 2]
 
 
 def test_a_run_is_put_together_from_its_pieces() -> None:

@@ -24,6 +24,7 @@ from sparseirm.experiments.executors import cores
 from sparseirm.files import DamagedFileError, read_json, write_json
 from sparseirm.registry import one_of
 from sparseirm.runs import environment
+from sparseirm.training.precision import kept_memory
 
 BENCH, FIGURE = "bench.json", "curves.svg"
 
@@ -129,7 +130,8 @@ def _measure(names: list[str], size: Size, folder: Path, here: Mapping[str, Any]
                 console.print(f"{words}{about}", highlight=False)
             begun = time.monotonic()
             try:
-                part = group.measure(size)
+                with kept_memory():  # as in a run, of which a timed step is a piece
+                    part = group.measure(size)
             except (RuntimeError, ValueError, ArithmeticError, MemoryError, OSError) as error:
                 failures.append(f"{name} failed: {error}")
                 continue

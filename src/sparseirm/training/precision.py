@@ -7,6 +7,7 @@ import os
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,9 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
 KEPT = 1 << 27
 """Bytes of a batch up to which `kept_memory` is worth it."""
 
+_inside: ContextVar[bool] = ContextVar("_inside", default=False)
+"""Whether memory is being kept already; the outermost context is the one that ends it."""
+
 
 @contextmanager
 def kept_memory(nbytes: int = 0) -> Iterator[None]:
@@ -47,15 +51,17 @@ def kept_memory(nbytes: int = 0) -> Iterator[None]:
         nbytes: size of a batch's inputs. Kept memory breaks into pieces and may grow to twice of what is in
             use; above `KEPT` that costs more than fresh pages do, and nothing is changed either.
     """
-    mallopt = _mallopt() if nbytes <= KEPT else None
+    mallopt = _mallopt() if nbytes <= KEPT and not _inside.get() else None
     if mallopt is None:
         yield
         return
+    before = _inside.set(True)
     mallopt(M_MMAP_MAX, 0)
     mallopt(M_TRIM_THRESHOLD, -1)
     try:
         yield
     finally:
+        _inside.reset(before)
         mallopt(M_MMAP_MAX, 65536)
         mallopt(M_MMAP_THRESHOLD, 1 << 25)  # where glibc's own adaptation ends; setting any turns it off
         mallopt(M_TRIM_THRESHOLD, 1 << 26)
