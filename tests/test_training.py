@@ -105,9 +105,10 @@ def refill():
     torch.empty(1 << 24).fill_(1.0)
 
 with kept_memory(int(sys.argv[1])):
-    refill()
+    for _ in range(3):
+        refill()
     before = faults()
-    for _ in range(4):
+    for _ in range(8):
         refill()
     print(faults() - before)
 """
@@ -116,11 +117,12 @@ with kept_memory(int(sys.argv[1])):
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to keep memory")
 def test_memory_of_freed_tensors_is_used_again_during_training() -> None:
     env = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+    env["THP_MEM_ALLOC_ENABLE"] = "0"  # a fault for every small page
     kept, given_back = (
         int(subprocess.check_output([sys.executable, "-c", FAULTS, how], env=env, text=True))
         for how in ("1000", str(1 << 28))  # bytes of a batch
     )
-    assert kept <= given_back / 4
+    assert kept <= given_back / 2
 
 
 def test_the_users_own_settings_of_the_allocator_are_respected(monkeypatch: pytest.MonkeyPatch) -> None:
