@@ -100,7 +100,7 @@ def test_every_call_of_the_released_way_can_be_repeated() -> None:
     sizes = {"step": {"n": 10, "width": 3}, "evaluation": {"n": 10, "width": 3}, "mask": {"d": 40}}
     sizes["run"] = {"n": 10, "width": 3, "epochs": 3}
     lines = [json.dumps([name, sizes[name]]) for name in CALLS]
-    assert list(serve([*lines, *lines], tuned=False)) == [*CALLS, *CALLS]
+    assert list(serve([*lines, *lines])) == [*CALLS, *CALLS]
 
 
 # Ratios.

@@ -383,7 +383,7 @@ def test_a_failed_fit_leaves_nothing(
     def broken(*arguments: Any) -> None:
         raise SettingError("the disk is full.")
 
-    monkeypatch.setattr("sparseirm.study.commands.write_json", broken)
+    monkeypatch.setattr("sparseirm.study.common.write_json", broken)
     monkeypatch.setattr("sparseirm.study.commands.local", here)
     flags = ["--target", "label", "--env", "clinic", "--steps", "5", "--seeds", "0", "--columns", "1"]
     table = str(tmp_path / "table.csv")

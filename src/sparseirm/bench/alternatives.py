@@ -15,7 +15,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from sparseirm.bench.timing import Check, Row, at_most, interleaved, row
 from sparseirm.bench.workloads import perceptron, samples
 from sparseirm.models import build
-from sparseirm.training.precision import PRECISIONS, autocast, fast_matmul, kept_memory
+from sparseirm.training.precision import PRECISIONS, autocast, fast_matmul
 
 CPU = torch.device("cpu")
 
@@ -43,11 +43,12 @@ def compiled(n: int, width: int, repeats: int) -> tuple[list[Row], list[str]]:
             return binary_cross_entropy_with_logits(logits.float().flatten(), y)
 
         plain, fused = _step(module, loss), _step(module, torch.compile(loss))
-        begun = time.perf_counter()
-        with TemporaryDirectory() as folder, patch.dict(os.environ, TORCHINDUCTOR_CACHE_DIR=folder):
-            fused()  # compiles it, and finds nothing compiled before
-        spent = time.perf_counter() - begun
-        times = interleaved({"plain": plain, "compiled": fused}, repeats)
+        with fast_matmul():
+            begun = time.perf_counter()
+            with TemporaryDirectory() as folder, patch.dict(os.environ, TORCHINDUCTOR_CACHE_DIR=folder):
+                fused()  # compiles it, and finds nothing compiled before
+            spent = time.perf_counter() - begun
+            times = interleaved({"plain": plain, "compiled": fused}, repeats)
         what = f"the network's part of a step, {precision}, by torch.compile"
         rows.append(row(what, times["compiled"], times["plain"], "without it"))
         notes.append(f"compiling {what} took {spent:.1f} s")
@@ -92,7 +93,7 @@ def stacked(n: int, widths: tuple[int, ...], seeds: int, repeats: int) -> tuple[
                 loss = binary_cross_entropy_with_logits(module(batch.x).flatten(), labels)
                 torch.autograd.grad(loss, list(module.parameters()))
 
-        with fast_matmul(), kept_memory():
+        with fast_matmul():
             times = interleaved({"stacked": all_at_once, "in turn": in_turn}, repeats)
             with torch.no_grad():
                 alone = torch.stack([m(b.x).flatten() for m, b in zip(modules, batches, strict=True)])
@@ -107,7 +108,6 @@ def _step(module: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], None]:
     """Forward and backward pass, as during training."""
 
     def step() -> None:
-        with fast_matmul(), kept_memory():
-            torch.autograd.grad(loss(), list(module.parameters()))
+        torch.autograd.grad(loss(), list(module.parameters()))
 
     return step

@@ -118,12 +118,11 @@ def _parts(n: int) -> tuple[Batch, Batch]:
     return samples(n), samples(n // 5, seed=2)
 
 
-def serve(lines: Iterable[str], tuned: bool) -> Iterator[str]:
+def serve(lines: Iterable[str]) -> Iterator[str]:
     """Carry out the call of every line.
 
     Args:
         lines: name and sizes of a call each, as JSON.
-        tuned: as for `elsewhere`.
 
     Yields:
         str: the name, when it is done.
@@ -133,14 +132,14 @@ def serve(lines: Iterable[str], tuned: bool) -> Iterator[str]:
         name, sizes = json.loads(line)
         if line not in ready:
             ready[line] = CALLS[name](**sizes)
-        with ExitStack() as settings:
-            if tuned:
-                settings.enter_context(fast_matmul())
-                settings.enter_context(kept_memory())
-            ready[line]()
+        ready[line]()
         yield name
 
 
 if __name__ == "__main__":
-    for name in serve(sys.stdin, tuned="tuned" in sys.argv):
-        print(name, flush=True)
+    with ExitStack() as settings:
+        if "tuned" in sys.argv:
+            settings.enter_context(fast_matmul())
+            settings.enter_context(kept_memory())
+        for done in serve(sys.stdin):
+            print(done, flush=True)

@@ -137,7 +137,7 @@ def training_step(size: Size) -> Part:
     }
     calls = {" ".join(key): run.step for key, run in runs.items()}
     with _released() as ways:
-        references = {kind: partial(way, "step", n=size.n, width=size.width) for kind, way in ways.items()}
+        references = _each(ways, "step", n=size.n, width=size.width)
         times = interleaved({**references, **calls}, size.repeats)
     limits = gemm_limits(size.n, _sizes(batch, size.width), size.repeats)
     rows = []
@@ -203,7 +203,7 @@ def whole_run(size: Size) -> Part:
 
     whole, sizes = {p: partial(our_run, p) for p in PRECISIONS}, {"n": size.n, "width": size.width}
     with _released() as ways:
-        references = {kind: partial(way, "run", **sizes, epochs=size.epochs) for kind, way in ways.items()}
+        references = _each(ways, "run", **sizes, epochs=size.epochs)
         times = interleaved({**references, **whole}, max(1, size.repeats - 2))
         pieces = interleaved({**_pieces(batch, module, splits), **_their_pieces(ways, sizes)}, size.repeats)
     what = f"run of {size.epochs} epochs, evaluated after each"
@@ -240,15 +240,12 @@ def _pieces(
 
 def _their_pieces(ways: Mapping[str, Callable[..., None]], sizes: Mapping[str, int]) -> dict[str, Call]:
     """What runs the released way are made of; for 28 % of them the probabilities stay at 1."""
-    return {
-        f"{kind}: {piece}": partial(way, name, **sizes, **more)
-        for kind, way in ways.items()
-        for piece, name, more in (
-            ("early step", "step", {"kept": 1, "learn_scores": False}),
-            ("step", "step", {}),
-            ("evaluation", "evaluation", {}),
-        )
+    pieces = {
+        "early step": _each(ways, "step", **sizes, kept=1, learn_scores=False),
+        "step": _each(ways, "step", **sizes),
+        "evaluation": _each(ways, "evaluation", **sizes),
     }
+    return {f"{kind}: {piece}": call for piece, calls in pieces.items() for kind, call in calls.items()}
 
 
 @contextmanager
@@ -256,6 +253,11 @@ def _released() -> Iterator[dict[str, Callable[..., None]]]:
     """The released way as it is, and with what our process has, each in a process of its own."""
     with elsewhere() as plain, elsewhere(tuned=True) as tuned:
         yield {RELEASED: plain, TUNED: tuned}
+
+
+def _each(ways: Mapping[str, Callable[..., None]], name: str, **sizes: float) -> dict[str, Call]:
+    """The same call of each way."""
+    return {kind: partial(way, name, **sizes) for kind, way in ways.items()}
 
 
 def _routed(call: Callable[[], object]) -> None:
@@ -273,7 +275,7 @@ def mask_and_scores(size: Size) -> Part:
     for d in size.weights:
         mine = _our_mask(torch.randn(d), torch.randn(d) / d)
         with _released() as ways:
-            references = {kind: partial(way, "mask", d=d) for kind, way in ways.items()}
+            references = _each(ways, "mask", d=d)
             times = interleaved({**references, "ours": mine}, size.repeats)
         floor = [copy_seconds(11 * d, size.repeats)] * size.repeats
         what = f"gates, optimiser and projection of {d:,} scores"

@@ -121,10 +121,10 @@ def constructed(
             another pool has no image for some environment.
     """
     n_envs, available = len(how.correlations) - 1, len(labels["train"])
-    for part, least in (("val", n_envs), ("test", 1)):
+    for part, words, least in (("val", "validation", n_envs), ("test", "test", 1)):
         require(
             len(labels[part]) >= least,
-            f"{source!r} must have at least {least} images for the {_NAMES[part]}",
+            f"{source!r} must have at least {least} images for the {words}",
             len(labels[part]),
             "It is too small a collection; add images.",
         )
@@ -154,10 +154,6 @@ def constructed(
         n_outputs=1 if n_values == 2 else n_values,
         **described,
     )
-
-
-_NAMES = {"val": "validation", "test": "test"}
-"""Words for messages."""
 
 
 def _channel_means(x: Tensor) -> dict[str, Tensor]:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from sparseirm.experiments.bar import bar
 from sparseirm.experiments.tables import label
 from sparseirm.recipe import Recipe
 from sparseirm.runs import Point, Result, run
@@ -51,7 +50,13 @@ def train(
         The result.
     """
     recipe = recipe.resolved()
-    with _bar(label(recipe), recipe.total_steps, shown=first_process()) as on_step:
+    total = recipe.total_steps
+    with bar(label(recipe), total, "steps", shown=first_process()) as move:
+
+        def on_step(record: Record, trajectory: Sequence[Point]) -> None:
+            if record.step % 10 == 0 or record.step == total:
+                move(completed=record.step, note=_note(record, trajectory))
+
         result = run(
             recipe,
             data_root=data_root,
@@ -90,27 +95,6 @@ def _print(result: Result) -> None:
             f"{seconds['after'] / seconds['before']:.0%} of the time for a pass",
             highlight=False,
         )
-
-
-@contextmanager
-def _bar(title: str, total: int, shown: bool) -> Iterator[Callable[[Record, Sequence[Point]], None]]:
-    """A progress bar on a terminal, silence elsewhere; yields the function that moves it."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed:.0f}/{task.total:.0f} steps"),
-        TextColumn("{task.fields[note]}"),
-        TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not (shown and console.is_terminal)) as progress:
-        task = progress.add_task(title, total=total, note="")
-
-        def advance(record: Record, trajectory: Sequence[Point]) -> None:
-            if record.step % 10 == 0 or record.step == total:
-                progress.update(task, completed=record.step, note=_note(record, trajectory))
-
-        yield advance
 
 
 def _note(record: Record, trajectory: Sequence[Point]) -> str:

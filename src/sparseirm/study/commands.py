@@ -12,14 +12,12 @@ from rich.console import Console
 
 from sparseirm.core import SettingError
 from sparseirm.estimator import SparseIRMClassifier, load
+from sparseirm.experiments.bar import bar
 from sparseirm.experiments.executors import local
-from sparseirm.files import write_bytes, write_json
+from sparseirm.files import write_bytes
 from sparseirm.monitor import counted, listed
 from sparseirm.runs import environment
 from sparseirm.study.common import (
-    REPORT,
-    RESULT,
-    bar,
     check_numbers,
     check_output,
     claimed,
@@ -27,10 +25,10 @@ from sparseirm.study.common import (
     say_files,
     say_findings,
     say_table,
+    write_result,
 )
 from sparseirm.study.comparison import candidates, folds
 from sparseirm.study.problem import Problem, build_problem
-from sparseirm.study.report import page
 from sparseirm.study.result import as_result
 from sparseirm.study.study import Study, conduct
 from sparseirm.table.columns import OTHER, as_text
@@ -121,8 +119,7 @@ def fit_table(
         }
         study.model.save(out)
         result = as_result(study, settings, environment(torch.device("cpu")))
-        write_json(out / RESULT, result)
-        write_bytes(out / REPORT, page(result))
+        write_result(out, result)
     _say_study(console, study, out)
     return study
 

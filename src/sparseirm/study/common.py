@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from sparseirm.core import SettingError
-from sparseirm.files import writable
+from sparseirm.files import writable, write_bytes, write_json
 from sparseirm.monitor import Finding
 from sparseirm.study.choice import Choice, EnvScore, Standing
+from sparseirm.study.report import page
 
 RESULT, REPORT = "result.json", "report.html"
 
@@ -62,21 +63,6 @@ def claimed(out: Path) -> Iterator[None]:
         raise
 
 
-@contextmanager
-def bar(title: str, total: int, unit: str) -> Iterator[Callable[..., None]]:
-    """A progress bar on a terminal, silence elsewhere; yields the function that moves it."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed:.0f}/{task.total:.0f} " + unit),
-        TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task(title, total=total)
-        yield lambda **change: progress.update(task, **change)
-
-
 def say_table(console: Console, table: Sequence[Standing], choice: Choice, unit: str) -> None:
     """Print how each candidate did, with a mark at the one taken."""
     shown = Table(title=f"{unit}, mean over environments (worst)")
@@ -99,6 +85,12 @@ def say_findings(console: Console, findings: Sequence[Finding]) -> None:
     for finding in findings:
         told = f": {finding.seen} {finding.do}".removesuffix(" Nothing.")
         console.print(Text.assemble((finding.severity, colours[finding.severity]), told))
+
+
+def write_result(out: Path, result: dict[str, Any]) -> None:
+    """Write the result and the report that is made of it."""
+    write_json(out / RESULT, result)
+    write_bytes(out / REPORT, page(result))
 
 
 def say_files(console: Console, out: Path, seconds: float) -> None:

@@ -16,15 +16,13 @@ import torch
 from sparseirm.core import SettingError
 from sparseirm.data.decoding import is_image_name
 from sparseirm.data.own import pixels
+from sparseirm.experiments.bar import bar
 from sparseirm.experiments.executors import local
-from sparseirm.files import read_tensors, write_bytes, write_json
+from sparseirm.files import read_tensors, write_bytes
 from sparseirm.monitor import listed
 from sparseirm.runs import MODEL, load_model
 from sparseirm.study.assessment import probabilities
 from sparseirm.study.common import (
-    REPORT,
-    RESULT,
-    bar,
     check_numbers,
     check_output,
     claimed,
@@ -32,12 +30,12 @@ from sparseirm.study.common import (
     say_files,
     say_findings,
     say_table,
+    write_result,
 )
 from sparseirm.study.image_result import as_image_result
 from sparseirm.study.image_runs import CHUNK, candidates, logits_of, rounds
 from sparseirm.study.image_study import ImageStudy, conduct_images
 from sparseirm.study.images import Images, find_images
-from sparseirm.study.report import page
 from sparseirm.training.loop import Record
 
 
@@ -95,12 +93,15 @@ def fit_images(
             "method": method,
             "seeds": seeds,
             "steps": steps,
+            "size": size,
+            "model": model,
+            "width": images.recipe.width,
+            "densities": densities,
+            "out": str(out),
         }
-        settings |= {"size": size, "model": model, "width": images.recipe.width, "densities": densities}
-        result = as_image_result(study, {**settings, "out": str(out)})
+        result = as_image_result(study, settings)
         write_bytes(out / MODEL, (Path(folder) / MODEL).read_bytes())
-        write_json(out / RESULT, result)
-        write_bytes(out / REPORT, page(result))
+        write_result(out, result)
     say_table(console, study.table, study.choice, "accuracy")
     say_findings(console, study.findings)
     say_files(console, out, study.seconds)

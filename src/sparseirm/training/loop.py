@@ -74,8 +74,7 @@ def train(
     """
     if shrinking:
         shrinking.begin()
-    memory = kept_memory(batches.nbytes)
-    with global_draws(state.weights.device) as seed_all, fast_matmul(), memory:
+    with global_draws(state.weights.device) as seed_all, fast_matmul(), kept_memory(batches.nbytes):
         while state.step < plan.steps:
             noise = generator(seed, "step", state.step, device=state.weights.device)
             now = Moment(state.step, plan.steps, noise)

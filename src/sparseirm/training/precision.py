@@ -31,7 +31,6 @@ def huge_pages() -> None:
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
 """glibc's names for what `kept_memory` sets, see ``man mallopt``."""
 
-
 KEPT = 1 << 27
 """Bytes of a batch up to which `kept_memory` is worth it."""
 
