@@ -10,6 +10,7 @@ import pytest
 
 from sparseirm import Recipe, run
 from sparseirm.cli import main
+from sparseirm.core import SettingError
 from sparseirm.experiments.pages import filled
 from sparseirm.experiments.store import Store
 
@@ -98,3 +99,25 @@ def test_a_table_is_made_of_the_runs_it_names(tmp_path: Path) -> None:
     page = "before\n<!-- table store width=4 -->\nold\n<!-- end -->\nafter"
     new = filled(page, tmp_path)
     assert "old" not in new and new.count("ERM") == 1 and new.startswith("before") and new.endswith("after")
+
+
+def test_a_field_may_have_one_of_several_values(tmp_path: Path) -> None:
+    for width in (4, 5, 6):
+        Store(tmp_path / "store").put(run(Recipe(method="erm", width=width, steps=3)))
+    page = "<!-- table store width=4,6 -->\n<!-- end -->"
+    assert filled(page, tmp_path).count("| ERM |") == 2
+    with pytest.raises(SettingError, match="nothing in store has width=7"):
+        filled(page.replace("4,6", "7"), tmp_path)
+
+
+def test_numbers_of_the_paper_are_those_of_its_csv() -> None:
+    table = filled("<!-- published table4 -->\n<!-- end -->", ROOT)
+    assert "| the paper | train | test |" in table and "| MRM (irmv1) | 82.8 ± 1.1 | 83.4 ± 0.4 |" in table
+    with pytest.raises(SettingError, match="two rows of table8 are Oracle; name more fields"):
+        filled("<!-- published table8 method=Oracle dataset=colored_mnist -->\n<!-- end -->", ROOT)
+
+
+def test_trials_are_shown(tmp_path: Path) -> None:
+    (tmp_path / "trials.csv").write_text("data,lr,train_risk\na,1,0.5\nb,2.0,0.25\n")
+    table = filled("<!-- trials trials.csv data=b columns=lr,train_risk -->\n<!-- end -->", tmp_path)
+    assert "| lr | train risk |\n| --- | ---: |\n| 2 | 0.25 |\n<!-- end -->" in table

@@ -1,75 +1,113 @@
-"""Tables in Markdown pages, filled in from a result store: no number in the documentation is typed."""
+"""Tables in Markdown pages, filled in from result files: no number in them is typed."""
 
 from __future__ import annotations
 
+import csv
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from sparseirm.core import SettingError
-from sparseirm.experiments import benchmarks
-from sparseirm.experiments.ablation import sheets
+from sparseirm.experiments import ablation, benchmarks
 from sparseirm.experiments.ablation_study import AblationReport
+from sparseirm.experiments.grids import published
 from sparseirm.experiments.store import Store
-from sparseirm.experiments.tables import METHOD_NAMES, grid, markdown, rows
+from sparseirm.experiments.tables import METHOD_NAMES, grid, markdown, markdown_table, rows
 from sparseirm.files import read_json, write_bytes
 from sparseirm.registry import one_of
 from sparseirm.runs import Result
 from sparseirm.sparsifiers import SPARSIFIERS
 
-MARK = re.compile(r"(<!-- (table|grid) (\S+)((?: \w+=\S+)*) -->\n).*?(<!-- end -->)", re.DOTALL)
-
-ABLATION = re.compile(r"(<!-- ablation (\S+) (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
-
-BENCH = re.compile(r"(<!-- bench (\S+) (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+MARK = re.compile(r"(<!-- (\w+) (\S+)((?: [\w=.,]+)*) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 UNMEASURED = "Not measured yet: `make bench`, then `make tables`.\n"
-
-SHAPES = {"table": markdown, "grid": grid}
 
 
 def filled(page: str, root: Path) -> str:
     """The page with every table made anew.
 
     Args:
-        page: Markdown; a table stands between ``<!-- table STORE field=value ... -->`` and ``<!-- end -->``,
-            and shows the runs of that store whose recipes have these values, in the order of `METHOD_NAMES`.
-            ``grid`` instead of ``table`` sets sparsifiers against densities. ``<!-- ablation FILE NAME -->``
-            is a table of `sparseirm.experiments.ablation.sheets`, from an ``ablation.json``; ``bench`` one of
-            `sparseirm.experiments.benchmarks.sheets`, from a ``bench.json``, which may be missing; with
-            ``curves`` comes the figure beside that file.
-        root: what STORE is relative to.
+        page: Markdown; a table stands between ``<!-- KIND SOURCE field=value,value ... -->`` and
+            ``<!-- end -->``, with KIND one of `KINDS`. It shows what has one of these values in every field.
+        root: what SOURCE is relative to.
 
     Returns:
         The page with the same text around its tables.
 
     Raises:
-        SettingError: if a table would be empty.
+        SettingError: if a table would be empty, or there is no such kind.
     """
 
-    def sheet(found: re.Match[str]) -> str:
-        report = AblationReport.from_json(read_json(root / found[2]))
-        tables = sheets(report)
-        return f"{found[1]}{tables[one_of('ablation table', found[3], tables)].table}{found[4]}"
-
-    def measured(found: re.Match[str]) -> str:
-        path = root / found[2]
-        words = benchmarks.markdown(read_json(path), found[3]) if path.exists() else UNMEASURED
-        drawn = path.with_name("curves.svg")
-        if found[3] == "curves" and drawn.exists():
-            words += f"\n![time and memory of a step](../{drawn.relative_to(root).as_posix()})\n"
-        return f"{found[1]}{words}{found[4]}"
-
     def table(found: re.Match[str]) -> str:
-        wanted = dict(pair.split("=") for pair in found[4].split())
-        results = [result for result in Store(root / found[3]).all() if _has(result, wanted)]
-        if not results:
-            raise SettingError(f"no run in {found[3]} has {found[4].strip() or 'finished'}; run it first.")
-        results.sort(key=_order)
-        return f"{found[1]}{SHAPES[found[2]](rows(results))}{found[5]}"
+        begin, kind, source, rest, end = found.groups()
+        return begin + KINDS[one_of("kind of table", kind, KINDS)](root, source, rest.split()) + end
 
-    return BENCH.sub(measured, ABLATION.sub(sheet, MARK.sub(table, page)))
+    return MARK.sub(table, page)
+
+
+def _stored(shape: Callable[..., str]) -> Callable[[Path, str, Sequence[str]], str]:
+    def drawn(root: Path, source: str, wanted: Sequence[str]) -> str:
+        """Runs of a store whose recipes have these values, in the order of methods and sparsifiers."""
+        results = [each for each in Store(root / source).all() if _has(vars(each.recipe), wanted)]
+        _need(results, source, wanted)
+        results.sort(key=_order)
+        return shape(rows(results))
+
+    return drawn
+
+
+def _read(root: Path, source: str, names: Sequence[str]) -> str:
+    """A table of an ``ablation.json``, by its name in `sparseirm.experiments.ablation.sheets`."""
+    tables = ablation.sheets(AblationReport.from_json(read_json(root / source)))
+    return tables[one_of("ablation table", names[0], tables)].table
+
+
+def _measured(root: Path, source: str, names: Sequence[str]) -> str:
+    """A table of a ``bench.json``, which may be missing; ``curves`` brings the figure beside that file."""
+    path = root / source
+    words = benchmarks.markdown(read_json(path), names[0]) if path.exists() else UNMEASURED
+    drawn = path.with_name("curves.svg")
+    if names[0] == "curves" and drawn.exists():
+        words += f"\n![time and memory of a step](../{drawn.relative_to(root).as_posix()})\n"
+    return words
+
+
+def _published(_: Path, source: str, wanted: Sequence[str]) -> str:
+    """Rows of a table of the paper, such as ``table8``: methods against training and test."""
+    chosen = [row for row in published() if row["table"] == source and _has(row, wanted)]
+    _need(chosen, source, wanted)
+    splits = dict.fromkeys(row["split"] for row in chosen)
+    lines: dict[str, dict[str, str]] = {}
+    for row in chosen:
+        name = f"{row['method']} ({row['penalty']})" if row["penalty"] else row["method"]
+        value = " ± ".join(filter(None, (row["value"], row["std"])))
+        if lines.setdefault(name, {}).setdefault(row["split"], value) != value:
+            raise SettingError(f"two rows of {source} are {name}; name more fields.")
+    cells = [(name, *(found.get(split, "") for split in splits)) for name, found in lines.items()]
+    return markdown_table(("the paper", *splits), cells)
+
+
+def _trials(root: Path, source: str, wanted: Sequence[str]) -> str:
+    """Rows of a file of trials; ``columns=A,B`` names those shown."""
+    *wanted, shown = wanted
+    columns = shown.removeprefix("columns=").split(",")
+    with (root / source).open(newline="") as file:
+        found = [row for row in csv.DictReader(file) if _has(row, wanted)]
+    _need(found, source, wanted)
+    lines = [[row[name].removesuffix(".0") for name in columns] for row in found]
+    return markdown_table([name.replace("_", " ") for name in columns], lines)
+
+
+KINDS = {
+    "table": _stored(markdown),
+    "grid": _stored(grid),
+    "ablation": _read,
+    "bench": _measured,
+    "published": _published,
+    "trials": _trials,
+}
+"""How a table is made, by the name it has in pages."""
 
 
 def _order(result: Result) -> tuple[int, str, int, int]:
@@ -79,8 +117,14 @@ def _order(result: Result) -> tuple[int, str, int, int]:
     return [*METHOD_NAMES].index(recipe.method), recipe.penalty or "", place, recipe.seed
 
 
-def _has(result: Result, wanted: dict[str, str]) -> bool:
-    return all(str(getattr(result.recipe, name)) == value for name, value in wanted.items())
+def _has(fields: Mapping[str, object], wanted: Sequence[str]) -> bool:
+    pairs = (pair.split("=") for pair in wanted)
+    return all(str(fields[name]) in values.split(",") for name, values in pairs)
+
+
+def _need(found: Sequence[object], source: str, wanted: Sequence[str]) -> None:
+    if not found:
+        raise SettingError(f"nothing in {source} has {' '.join(wanted) or 'finished'}; run it first.")
 
 
 def main(paths: Sequence[str]) -> None:
