@@ -89,13 +89,13 @@ def _published(_: Path, source: str, wanted: Sequence[str]) -> str:
 
 
 def _trials(root: Path, source: str, wanted: Sequence[str]) -> str:
-    """Rows of a file of trials; ``columns=A,B`` names those shown."""
+    """Rows of a file of trials, sorted; ``columns=A,B`` names what is shown."""
     *wanted, shown = wanted
     columns = shown.removeprefix("columns=").split(",")
     with (root / source).open(newline="") as file:
         found = [row for row in csv.DictReader(file) if _has(row, wanted)]
     _need(found, source, wanted)
-    lines = [[row[name].removesuffix(".0") for name in columns] for row in found]
+    lines = sorted([row[name].removesuffix(".0") for name in columns] for row in found)
     return markdown_table([name.replace("_", " ") for name in columns], lines)
 
 
