@@ -14,13 +14,14 @@ from html_pages import parsed
 from sparseirm import Recipe
 from sparseirm.core import SettingError
 from sparseirm.evaluation.metrics import Score
-from sparseirm.experiments.beside_paper import Finding, Study, collapsed, difference, sheets
+from sparseirm.experiments.beside_paper import Finding, Study, difference, sheets
 from sparseirm.experiments.claims import claims
 from sparseirm.experiments.deviations import read, unexplained
 from sparseirm.experiments.grids import GRIDS, Cell
 from sparseirm.experiments.report import found, report
 from sparseirm.experiments.store import Store
 from sparseirm.experiments.summary import COLUMNS
+from sparseirm.experiments.tables import COLLAPSED, Row, collapsed, grid, markdown
 from sparseirm.runs import Point, Result
 
 HOSTILE = "<script>alert('x')</script> | **bold** [x](javascript:1)"
@@ -141,12 +142,23 @@ def test_cells_with_some_collapsed_runs_say_so() -> None:
         ("colored_mnist", 10.0, True),
         ("full_colored_mnist", 23.9, True),
         ("full_colored_mnist", 24.1, False),
+        ("folder", 10.0, False),
     ],
 )
 def test_collapsed_is_a_fifth_of_the_way_from_chance_to_the_invariant_predictor(
     data: str, train: float, lost: bool
 ) -> None:
     assert collapsed(result_of(Recipe(data=data, method="erm"), 70.0, train)) == lost
+
+
+def test_tables_mark_a_row_most_of_whose_runs_have_collapsed() -> None:
+    recipe = Recipe(density=0.1, sparsifier="topk")
+    lost, kept = result_of(recipe, 69.0, 51.0), result_of(recipe, 69.0, 72.0, seed=1)
+    row = Row("one", (lost, kept))
+    assert COLLAPSED not in markdown([row]) and COLLAPSED not in grid([row])
+    row = Row("one", (lost, kept, result_of(recipe, 69.0, 52.0, seed=2)))
+    for table in (markdown([row]), grid([row])):
+        assert f"69.0 ± 0.0 {COLLAPSED} |" in table and table.count("whose test accuracy means nothing") == 1
 
 
 def test_differences_are_taken_on_shared_seeds_only() -> None:

@@ -33,9 +33,7 @@ class Method:
 
 METHODS = {
     "erm": Method("plain training on the mean risk", invariant=False, sparse=False),
-    "oracle": Method(
-        "plain training without the spurious attribute: an upper bound", False, False, gray=True
-    ),
+    "oracle": Method("plain training without the spurious attribute", False, False, gray=True),
     "sparseerm": Method("sparse training on the mean risk", invariant=False, sparse=True),
     "irm": Method("dense training with an invariance penalty", invariant=True, sparse=False),
     "bayesianirm": Method(
@@ -98,9 +96,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 ``paper`` is appendix D of the paper; where it is silent (L2 weight, start of the penalty, times of the
 density schedule) the values of the released code stand in. ``released`` adds that code's division of the
-loss by ``1 + penalty_weight``. ``ours`` differs where a mask would otherwise stay undecided; how its
-values were found is told in docs/tuning.md. ``sparsifier_options`` are those of ``probmask``; every other
-sparsifier starts from its own defaults.
+loss by ``1 + penalty_weight``. ``ours`` decides the mask early, ties the budget to the number of samples and
+has rates of its own; how its values were found is told in docs/tuning.md. ``sparsifier_options`` are those of
+``probmask``; every other sparsifier starts from its own defaults.
 """
 
 MANY: dict[str, dict[str, Any]] = {

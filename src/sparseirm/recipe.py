@@ -99,7 +99,8 @@ class Recipe:
         divide_loss: divide the loss by 1 + penalty_weight, as the released code does.
         lr_drop: factor on the learning rate once the penalty acts, in (0, 1].
         lr_stop: fraction of the run at which the schedule of the learning rate is over once the penalty acts.
-        precision: fp32 or bf16 (matrix products only; loss, penalty and probabilities stay fp32).
+        precision: fp32 or bf16 (convolutions and matrix products only; loss, penalty and probabilities stay
+            fp32).
         eval_every: steps between two evaluations of the trajectory; they never influence the run.
         seed: seed of data, initial weights, batches and gates.
         leave_out: a training environment, counted from 0, that is not trained on and becomes ``val``; for the

@@ -9,14 +9,10 @@ from functools import cached_property
 from sparseirm.experiments.grids import PRECISION, Cell
 from sparseirm.experiments.rules import Chosen, side_by_side
 from sparseirm.experiments.statistics import Figures, paired
+from sparseirm.experiments.tables import collapsed
 from sparseirm.files import canonical
 from sparseirm.recipe import Recipe
 from sparseirm.runs import Result
-
-NEAR_CHANCE = 0.2
-"""A run has collapsed if its training accuracy covers less than this part of the way from guessing to that
-of the best invariant predictor."""
-
 
 DATA_NAMES = {
     "colored_mnist": "ColoredMNIST",
@@ -60,7 +56,7 @@ class Finding:
 
     @property
     def collapsed(self) -> int:
-        """How many of the runs have collapsed; see `collapsed`."""
+        """How many of the runs have collapsed; see `sparseirm.experiments.tables.collapsed`."""
         return sum(collapsed(result) for result in self.results.values())
 
     @property
@@ -172,22 +168,6 @@ def difference(one: Finding, other: Finding) -> Figures | None:
     """Test accuracy of one cell minus that of another on the seeds they share; None if they share none."""
     tests = [{s: r.last["test"].accuracy for s, r in finding.results.items()} for finding in (one, other)]
     return paired(*tests)
-
-
-def collapsed(result: Result) -> bool:
-    """Whether a run is near chance in training, so that its test accuracy means nothing, high or low."""
-    guess = chance(result.recipe)
-    best = 100 * (1 - (result.recipe.label_noise or 0.0))
-    return result.last["train"].accuracy < guess + NEAR_CHANCE * (best - guess)
-
-
-def chance(recipe: Recipe) -> float:
-    """Accuracy of guessing, percent: ten classes in the data sets called full, two in the others.
-
-    >>> chance(Recipe(data="full_colored_mnist")), chance(Recipe(data="colored_mnist"))
-    (10.0, 50.0)
-    """
-    return 10.0 if recipe.data.startswith("full_") else 50.0
 
 
 def _kind(recipe: Recipe) -> str:

@@ -105,7 +105,7 @@ def demo(out: Path = Path("out/demo"), seeds: tuple[int, ...] = (0, 1, 2)) -> li
 
     Handwritten digits are coloured so that the colour predicts the label in both training environments,
     0.9 and 0.8 of the time, and misleads in the test environment. Dense invariant training overfits and
-    leans on the colour after all; sparse invariant training does not. The oracle never saw a colour.
+    leans on the colour after all; sparse invariant training does so less. The oracle never saw a colour.
 
     Args:
         out: folder for results and figure.

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from sparseirm.core import SettingError
 from sparseirm.evaluation.selection import RULES
-from sparseirm.experiments.beside_paper import Finding, Sheet, Study, collapsed, difference, sheets
+from sparseirm.experiments.beside_paper import Finding, Sheet, Study, difference, sheets
 from sparseirm.experiments.charts import against_width, trajectory
 from sparseirm.experiments.claims import PENALTIES, claims
 from sparseirm.experiments.deviations import address, read, unexplained
@@ -25,7 +25,7 @@ from sparseirm.experiments.rules import Chosen
 from sparseirm.experiments.statistics import Figures
 from sparseirm.experiments.store import Store
 from sparseirm.experiments.summary import summary
-from sparseirm.experiments.tables import label
+from sparseirm.experiments.tables import collapsed, label
 from sparseirm.files import write_bytes
 from sparseirm.methods import SETTINGS
 from sparseirm.recipe import Recipe

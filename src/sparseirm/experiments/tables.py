@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from sparseirm.core import SettingError
+from sparseirm.data import OWN
 from sparseirm.experiments.statistics import Figures
 from sparseirm.methods import METHODS
 from sparseirm.recipe import Recipe
@@ -33,6 +34,38 @@ class Row:
         """Accuracy at the last step, percent."""
         return self.figures(lambda result: result.last[split].accuracy)
 
+    @property
+    def tested(self) -> str:
+        """Test accuracy in words, with `COLLAPSED` where most runs have collapsed."""
+        mark = 2 * sum(map(collapsed, self.results)) > len(self.results)
+        return f"{self.accuracy('test')} {COLLAPSED}" if mark else str(self.accuracy("test"))
+
+
+NEAR_CHANCE = 0.2
+"""A run has collapsed if its training accuracy covers less than this part of the way from guessing to that
+of the best invariant predictor."""
+
+COLLAPSED = "†"
+"""What marks test accuracies that mean nothing."""
+
+
+def collapsed(result: Result) -> bool:
+    """Whether a run is near chance in training; its test accuracy then means nothing. Never on own images."""
+    recipe = result.recipe
+    if recipe.data in OWN:
+        return False  # how many classes there are, and how noisy labels are, is not known
+    guess, best = chance(recipe), 100 * (1 - (recipe.label_noise or 0.0))
+    return result.last["train"].accuracy < guess + NEAR_CHANCE * (best - guess)
+
+
+def chance(recipe: Recipe) -> float:
+    """Accuracy of guessing, percent: ten classes in the data sets called full, two in the others.
+
+    >>> chance(Recipe(data="full_colored_mnist")), chance(Recipe(data="colored_mnist"))
+    (10.0, 50.0)
+    """
+    return 10.0 if recipe.data.startswith("full_") else 50.0
+
 
 HEADINGS = ("method", "train", "test", "density", "seconds", "seeds")
 
@@ -41,14 +74,14 @@ def cells(row: Row) -> tuple[str, ...]:
     """A row in words, under `HEADINGS`: accuracy in percent, mean ± standard deviation over seeds."""
     density = row.figures(lambda result: result.kept / result.n_weights).mean
     seconds = row.figures(lambda result: result.seconds).mean
-    accuracies = (str(row.accuracy("train")), str(row.accuracy("test")))
-    return (row.label, *accuracies, f"{density:.3g}", f"{seconds:.0f}", str(len(row.results)))
+    train = str(row.accuracy("train"))
+    return (row.label, train, row.tested, f"{density:.3g}", f"{seconds:.0f}", str(len(row.results)))
 
 
 def markdown(table: Iterable[Row]) -> str:
-    """Rows as a Markdown table, and below it what one should know about the files behind the data."""
+    """Rows as a Markdown table, and below it what `notes` says."""
     table = list(table)
-    return markdown_table(HEADINGS, map(cells, table)) + "".join(map("\n{}.\n".format, notes(table)))
+    return markdown_table(HEADINGS, map(cells, table)) + _below(table)
 
 
 def markdown_table(headings: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
@@ -57,9 +90,15 @@ def markdown_table(headings: Sequence[str], lines: Iterable[Sequence[str]]) -> s
     return "".join(f"| {' | '.join(line)} |\n" for line in (headings, rule, *lines))
 
 
-def notes(table: Iterable[Row]) -> list[str]:
-    """Each `Result.source_note` of some rows once, such as that images are JPEG files."""
-    return sorted({r.source_note for row in table for r in row.results if r.source_note})
+def notes(table: Sequence[Row]) -> list[str]:
+    """What one should know about rows: what `COLLAPSED` means, and each `Result.source_note` once."""
+    marked = any(row.tested.endswith(COLLAPSED) for row in table)
+    words = f"{COLLAPSED} near chance in training: a collapsed run, whose test accuracy means nothing"
+    return [words] * marked + sorted({r.source_note for row in table for r in row.results if r.source_note})
+
+
+def _below(table: Sequence[Row]) -> str:
+    return "".join(map("\n{}.\n".format, notes(table)))
 
 
 def grid(table: Iterable[Row]) -> str:
@@ -69,22 +108,23 @@ def grid(table: Iterable[Row]) -> str:
         table: rows, one per sparsifier and density.
 
     Returns:
-        The table; cells without a row are empty.
+        The table, and below it what `notes` says; cells without a row are empty.
 
     Raises:
         SettingError: if two rows belong into one cell.
     """
-    found: dict[tuple[str, float], str] = {}
+    table, found = list(table), dict[tuple[str, float], str]()
     for row in table:
         recipe = row.results[0].recipe
         place = (str(recipe.sparsifier), float(recipe.density or 0))
         if place in found:
             raise SettingError(f"two rows have {place[0]} at density {place[1]:g}; name more fields.")
-        found[place] = f"{row.accuracy('train')} / {row.accuracy('test')}"
+        found[place] = f"{row.accuracy('train')} / {row.tested}"
     densities = sorted({density for _, density in found})
     names = dict.fromkeys(name for name, _ in found)
     lines = [(name, *(found.get((name, d), "") for d in densities)) for name in names]
-    return markdown_table(("train / test", *(f"density {d:g}" for d in densities)), lines)
+    headings = ("train / test", *(f"density {d:g}" for d in densities))
+    return markdown_table(headings, lines) + _below(table)
 
 
 def label(recipe: Recipe) -> str:
