@@ -32,6 +32,21 @@ def test_the_largest_groups_stay_and_none_comes_back() -> None:
         assert all(earlier or not later for earlier, later in zip(before, after, strict=True))
 
 
+def test_none_comes_back_where_small_groups_are_used_most() -> None:
+    layout = Layout(("wide", "narrow", "last"), tuple(map(torch.Size, ([20, 20], [20, 2], [1, 20]))))
+    weights = torch.cat([torch.full((400,), 0.1), torch.ones(40), torch.ones(20)])
+    weights *= torch.rand(layout.size, generator=generator(0, "weights")) + 0.5
+    sparsifier = GroupMagnitude(layout.size // 2, groups="neuron")
+    memory, used = sparsifier.start(weights, layout, generator(0)), []
+    for step in range(40):
+        sparsifier.after_step(weights, memory, Moment(step, 40, generator(0)), None)
+        used.append(memory.kept["use"].clone())
+    assert all(bool((before | ~after).all()) for before, after in pairwise(used))
+    assert len({int(use.sum()) for use in used}) > 4  # gradually
+    kept, largest = int(sparsifier.mask(weights, memory).sum()), int(memory.kept["group_sizes"].max())
+    assert sparsifier.budget - largest < kept <= sparsifier.budget
+
+
 def test_blocks_stay_or_go_together_by_their_mean_square() -> None:
     sparsifier = GroupMagnitude(1, groups="input", budget_in="groups", blocks=(1, 3))
     memory = sparsifier.start(WEIGHTS, LAYOUT, generator(0))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from makers import assert_same_bits, logits_and_labels
 from sparseirm.cli import main
 from sparseirm.core import Loss, SettingError
-from sparseirm.data.environments import Batch, DataSet, Split
+from sparseirm.data.environments import Batch, Batches, DataSet, Split
 from sparseirm.data.synthetic import LinearSEM
 from sparseirm.experiments.tables import label
 from sparseirm.files import read_json, read_tensors
@@ -36,7 +36,7 @@ from sparseirm.models import network
 from sparseirm.randomness import generator
 from sparseirm.recipe import Recipe
 from sparseirm.runs import MODEL, RESULT, Result, run, training_split
-from sparseirm.training.state import Plan
+from sparseirm.training.state import Plan, State
 
 every_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 DIGITS = Recipe(method="irm", environments="eiil", width=64, steps=12, eval_every=5)
@@ -409,6 +409,19 @@ def test_the_penalty_compares_inferred_environments_and_scores_are_of_the_given_
     )
     assert sum(entry["size"] for entry in result.inferred) == 1200
     assert set(result.last["train"].per_env) == set(result.last["val"].per_env) == {"train 0.9", "train 0.8"}
+
+
+def test_batch_statistics_are_collected_in_the_batches_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Tensor] = []
+
+    def noted(net: Any, sparsifier: Any, state: State, batches: Batches, now: Any) -> dict[str, Tensor]:
+        seen.append(batches.at(0).env)
+        return state.buffers
+
+    monkeypatch.setattr("sparseirm.runs.deployed_buffers", noted)
+    run(DIGITS)
+    expected, _ = training_split(DIGITS.resolved(), DIGITS.make_data())
+    assert seen and all(torch.equal(env, expected.samples.env) for env in seen)
 
 
 def test_zin_finds_the_environments_of_coloured_digits_from_the_time() -> None:

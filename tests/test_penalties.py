@@ -146,3 +146,11 @@ def test_a_penalty_changes_the_weights_of_a_masked_network_in_training(name: str
     without = Problem(plan=replace(plan, penalty_weight=0.0), penalty=MEMBERS[name]).train()
     assert trained.state.weights.isfinite().all()
     assert not torch.equal(trained.state.weights, without.state.weights)
+
+
+@pytest.mark.parametrize("name", ["irmv1", "irmv1_split", "bayesian", "rex"])
+def test_the_representation_is_not_computed_for_a_penalty_that_does_not_read_it(name: str) -> None:
+    def never() -> Tensor:
+        raise AssertionError("the representation was computed")
+
+    MEMBERS[name](replace(outputs(BINARY), features=never))  # type: ignore[arg-type]

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from makers import assert_same_bits
 from sparseirm.core import SettingError
@@ -201,3 +202,34 @@ def test_a_device_that_is_not_there_is_refused() -> None:
     for device in ("cuda:99", "quantum"):
         with pytest.raises(SettingError, match=rf"`device` '{device}' cannot be used here: .* Use cpu"):
             run(TINY, device=device)
+
+
+class _WithTable(torch.nn.Module):
+    """A network with a buffer that is no part of its state dict, as timm's attention has."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.last = torch.nn.Linear(n, 1)
+        self.places: Tensor
+        self.register_buffer("places", torch.arange(n), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.last(x.flatten(1)[:, self.places])
+        return out
+
+
+def test_a_network_with_a_buffer_it_does_not_save_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sparseirm.runs.maker", lambda name: lambda shape, outputs, width: _WithTable(128))
+    recipe = Recipe(steps=2, width=8, density=0.5)
+    run(recipe, out=tmp_path)
+    x = recipe.make_data().train.samples.x
+    assert x[0].numel() == 128
+    module = load_model(tmp_path)
+    assert module(x).shape == (len(x), 1)
+
+
+def test_batches_of_a_round_without_an_environment_are_no_larger_than_what_is_left() -> None:
+    recipe = Recipe(correlations=(0.9, 0.8, 0.7, 0.1), n_train=1200, batch_size=1000, steps=2, width=8)
+    assert run(replace(recipe, leave_out=0)).last["train"].accuracy >= 0

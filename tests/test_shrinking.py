@@ -328,6 +328,7 @@ def test_the_command_says_what_was_saved(capsys: pytest.CaptureFixture[str]) -> 
         Recipe(method="irm"),
         replace(RECIPE, sparsifier_options={"decide_at": 1.0}),
         Recipe(sparsifier="modular"),
+        Recipe(sparsifier="gmp", sparsifier_options={"shrink_to": 1.0}),
     ],
 )
 def test_shrinking_without_an_effect_is_refused(recipe: Recipe) -> None:

@@ -229,6 +229,10 @@ def test_the_penalty_may_rise_geometrically_to_its_full_weight() -> None:
     rising = Plan(steps=10, penalty_weight=1e4, penalty_from=0.2, penalty_to=0.6)
     weights = [rising.penalty_weight_at(step) for step in range(8)]
     assert weights == pytest.approx([0, 0, 1, 10, 100, 1000, 1e4, 1e4])
+    small = replace(rising, penalty_weight=0.1)
+    assert [small.penalty_weight_at(step) for step in range(8)] == pytest.approx(
+        [0, 0, 0, 0.025, 0.05, 0.075, 0.1, 0.1]
+    )
     without = replace(rising, penalty_weight=0.0)
     assert [without.penalty_weight_at(step) for step in range(10)] == [0] * 10
 

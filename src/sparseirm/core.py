@@ -261,7 +261,8 @@ class Sparsifier(Protocol):
     def mask(self, weights: Tensor, memory: Memory) -> Tensor:
         """The deterministic 0/1 mask of evaluation and export: bool, exactly ``budget`` ones.
 
-        A sparsifier that masks whole groups may keep fewer; it says so with an attribute ``exact = False``.
+        A sparsifier that masks whole groups, or draws its mask, may keep another number; it says so with an
+        attribute ``exact = False``.
         """
         ...
 

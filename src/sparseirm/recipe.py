@@ -94,8 +94,8 @@ class Recipe:
         l2: weight of the sum of squared parameters in the loss.
         penalty_weight: lambda, the weight of the penalty in the loss.
         penalty_from: fraction of the run before which the penalty has no weight, in [0, 1].
-        penalty_to: fraction of the run at which the penalty has its full weight, rising geometrically
-            from 1; it starts with its full weight if this is not after `penalty_from`.
+        penalty_to: fraction of the run at which the penalty has its full weight, rising geometrically from 1,
+            or evenly from 0 to one below 1; at once if this is not after `penalty_from`.
         divide_loss: divide the loss by 1 + penalty_weight, as the released code does.
         lr_drop: factor on the learning rate once the penalty acts, in (0, 1].
         lr_stop: fraction of the run at which the schedule of the learning rate is over once the penalty acts.

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from sparseirm.core import Moment, NonFiniteError, SettingError
-from sparseirm.data import Batches, DataSet
+from sparseirm.data import OWN, Batches, DataSet
 from sparseirm.data.environments import Split
 from sparseirm.evaluation.batch_norm import deployed_buffers
 from sparseirm.evaluation.metrics import Score, deployed, evaluate, undecided
@@ -237,6 +237,7 @@ def _run(
     folder = folder if sharding.rank == 0 else None  # the others only read in it
     begun = saved = time.monotonic()
     training, inferred = training_split(recipe, data)
+    batches = _batches(recipe, training)
     total = sum(stage.plan.steps for stage in stages)
     whole: State | None = None  # known between two steps, when weights and step number belong together
 
@@ -247,7 +248,7 @@ def _run(
         nonlocal saved, whole
         stage = stages[state.stage]
         if state.step == stage.plan.steps or record.step % recipe.eval_every == 0:
-            trajectory.append(_point(net, stage, state, data, recipe, record))
+            trajectory.append(_point(net, stage, state, data, batches, recipe, record))
         whole = state if record.step < total else None
         on_step(record, trajectory)
         if folder and whole and time.monotonic() - saved >= checkpoint_seconds:
@@ -255,7 +256,6 @@ def _run(
             saved = time.monotonic()
         whole = None
 
-    batches = _batches(recipe, training)
     try:
         state = train_stages(
             *(net, batches, recipe.loss(data), recipe.make_penalty(), stages, state, recipe.seed),
@@ -282,7 +282,7 @@ def _run(
         version=RESULTS,
     )
     if folder:
-        buffers = _as_deployed(net, stages[-1], state, data, recipe).buffers
+        buffers = _as_deployed(net, stages[-1], state, batches, recipe).buffers
         tensors = {**net.layout.split(deployed(sparsifier, state)), **state.others, **buffers}
         write_tensors(folder / MODEL, tensors, {"recipe": recipe.to_json(), **_shapes(data)})
         write_json(folder / RESULT, result.to_json())
@@ -345,7 +345,8 @@ def load_model(folder: Path | str) -> nn.Module:
         if not torch.isfinite(tensor).all():
             raise DamagedFileError(f"{path} is no trained network: {name} holds NaN or infinity. Delete it.")
     module = module_of(note)
-    module.load_state_dict(tensors)
+    kept = module.state_dict()  # a network may have buffers that it makes anew and does not load
+    module.load_state_dict({name: tensor for name, tensor in tensors.items() if name in kept})
     return module.eval()
 
 
@@ -414,7 +415,10 @@ def _shapes(data: DataSet) -> dict[str, Any]:
 
 
 def _batches(recipe: Recipe, training: Split) -> Batches:
-    return Batches(training.samples, len(training.names), recipe.batch_size, recipe.seed)
+    size, n = recipe.batch_size, len(training)
+    if size and (recipe.data in OWN or recipe.leave_out is not None):
+        size = min(size, n)  # how many samples there are was not known when the default was chosen
+    return Batches(training.samples, len(training.names), size, recipe.seed)
 
 
 def _device(name: str) -> torch.device:
@@ -533,17 +537,18 @@ def _save(
     save_state(folder / CHECKPOINT, state, note)
 
 
-def _as_deployed(net: Network, stage: Stage, state: State, data: DataSet, recipe: Recipe) -> State:
+def _as_deployed(net: Network, stage: Stage, state: State, batches: Batches, recipe: Recipe) -> State:
     """The state after a step, with the buffers of the deterministic network."""
     noise = generator(recipe.seed, "evaluation", state.step, device=state.weights.device)
     now = Moment(state.step - 1, stage.plan.steps, noise)
-    batches = _batches(recipe, data.train)
     return replace(state, buffers=deployed_buffers(net, stage.sparsifier, state, batches, now))
 
 
-def _point(net: Network, stage: Stage, state: State, data: DataSet, recipe: Recipe, record: Record) -> Point:
+def _point(
+    net: Network, stage: Stage, state: State, data: DataSet, batches: Batches, recipe: Recipe, record: Record
+) -> Point:
     sparsifier = stage.sparsifier
-    weights, ready = deployed(sparsifier, state), _as_deployed(net, stage, state, data, recipe)
+    weights, ready = deployed(sparsifier, state), _as_deployed(net, stage, state, batches, recipe)
     loss = recipe.loss(data)
     scores = {name: evaluate(net, ready, weights, split, loss) for name, split in data.splits.items()}
     if not all(math.isfinite(score.risk) for score in scores.values()):

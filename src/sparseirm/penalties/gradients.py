@@ -97,7 +97,8 @@ def halves(out: Outputs) -> tuple[Outputs, Outputs]:
     order = order[torch.argsort((2 * out.env + ~counted)[order], stable=True)]
     in_first = torch.empty(n, dtype=torch.bool, device=device)
     in_first[order] = torch.arange(n, device=device) % 2 == 0
-    return replace(out, weight=weight * in_first), replace(out, weight=weight * ~in_first)
+    rest = {"features": vars(out)["features"]}  # which stay a function where nobody has asked for them
+    return replace(out, weight=weight * in_first, **rest), replace(out, weight=weight * ~in_first, **rest)
 
 
 @dataclass(frozen=True)

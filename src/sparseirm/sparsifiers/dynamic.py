@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Generator, Tensor
 
@@ -13,17 +12,17 @@ from sparseirm.core import Layout, Memory, Moment, SettingError
 from sparseirm.schedules import cosine
 from sparseirm.sparsifiers.budgets import best, layer_sizes
 from sparseirm.sparsifiers.gates import uniform
+from sparseirm.sparsifiers.masked import Masked
 from sparseirm.sparsifiers.timing import due, ordered, within
 
 
 @dataclass(frozen=True)
-class _Dynamic(ABC):
+class _Dynamic(Masked, ABC):
     budget: int
     every: float = 0.02
     drop: float = 0.3
     decide_at: float = 0.75
     per_layer: bool = False
-    score_lr: ClassVar[float] = 0.0
 
     def __post_init__(self) -> None:
         ordered(self, "decide_at")
@@ -37,14 +36,6 @@ class _Dynamic(ABC):
         """``budget`` weights at random."""
         kept = layer_sizes(layout, self.per_layer, weights.device)
         return Memory({}, {**kept, "mask": best(uniform(weights, noise), self.budget, kept.get("sizes"))})
-
-    def effective(self, weights: Tensor, memory: Memory, now: Moment) -> Tensor:
-        """The weights under the mask of the moment."""
-        return weights * memory.kept["mask"]
-
-    def price(self, memory: Memory) -> float:
-        """Nothing is added to the loss."""
-        return 0.0
 
     def after_step(
         self, weights: Tensor, memory: Memory, now: Moment, gradient: Tensor | None
@@ -64,14 +55,6 @@ class _Dynamic(ABC):
     def final_mask(self, weights: Tensor, memory: Memory, now: Moment) -> Tensor | None:
         """The mask once it is decided, for `sparseirm.training.shrinking`; None before."""
         return memory.kept["mask"] if now.progress >= self.decide_at else None
-
-    def mask(self, weights: Tensor, memory: Memory) -> Tensor:
-        """The mask of the moment."""
-        return memory.kept["mask"]
-
-    def deploy(self, weights: Tensor, memory: Memory) -> Tensor:
-        """The weights under the mask, others zero."""
-        return weights * memory.kept["mask"]
 
 
 @dataclass(frozen=True)

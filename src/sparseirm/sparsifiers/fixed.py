@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import torch
 from torch import Generator, Tensor
@@ -12,11 +11,10 @@ from torch import Generator, Tensor
 from sparseirm.core import Layout, Memory, Moment, SettingError
 from sparseirm.sparsifiers.budgets import best, layer_sizes
 from sparseirm.sparsifiers.gates import uniform
+from sparseirm.sparsifiers.masked import Masked
 
 
-class _Fixed(ABC):
-    score_lr: ClassVar[float] = 0.0
-
+class _Fixed(Masked, ABC):
     @abstractmethod
     def chosen(self, weights: Tensor, layout: Layout, noise: Generator) -> Tensor:
         """The mask, bool ``(d,)``."""
@@ -25,14 +23,6 @@ class _Fixed(ABC):
         """The mask."""
         return Memory({}, {"mask": self.chosen(weights, layout, noise)})
 
-    def effective(self, weights: Tensor, memory: Memory, now: Moment) -> Tensor:
-        """The weights under the mask."""
-        return weights * memory.kept["mask"]
-
-    def price(self, memory: Memory) -> float:
-        """Nothing is added to the loss."""
-        return 0.0
-
     def after_step(self, weights: Tensor, memory: Memory, now: Moment, gradient: Tensor | None) -> None:
         """Nothing to do."""
         return
@@ -40,14 +30,6 @@ class _Fixed(ABC):
     def final_mask(self, weights: Tensor, memory: Memory, now: Moment) -> Tensor | None:
         """The mask once it is decided, for `sparseirm.training.shrinking`; None before."""
         return memory.kept["mask"]
-
-    def mask(self, weights: Tensor, memory: Memory) -> Tensor:
-        """The mask."""
-        return memory.kept["mask"]
-
-    def deploy(self, weights: Tensor, memory: Memory) -> Tensor:
-        """The weights under the mask, others zero."""
-        return weights * memory.kept["mask"]
 
 
 @dataclass(frozen=True)

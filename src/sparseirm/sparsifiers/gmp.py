@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Generator, Tensor
 
 from sparseirm.core import Layout, Memory, Moment
 from sparseirm.schedules import cubic
 from sparseirm.sparsifiers.budgets import best, layer_sizes
+from sparseirm.sparsifiers.masked import Masked
 from sparseirm.sparsifiers.timing import done, due, ordered, within
 
 
 @dataclass(frozen=True)
-class GradualMagnitude:
+class GradualMagnitude(Masked):
     """Keeps the largest weights by absolute value, ever fewer along the cubic density.
 
     Zhu & Gupta 2017 (arXiv:1710.01878): the mask is chosen anew every so often among all weights, masked
@@ -39,7 +39,6 @@ class GradualMagnitude:
     shrink_from: float = 0.0
     shrink_to: float = 0.13
     per_layer: bool = False
-    score_lr: ClassVar[float] = 0.0
 
     def __post_init__(self) -> None:
         ordered(self, "shrink_from", "shrink_to")
@@ -50,14 +49,6 @@ class GradualMagnitude:
         kept = layer_sizes(layout, self.per_layer, weights.device)
         count = self._count(0.0, weights.numel())
         return Memory({}, {**kept, "mask": best(weights.detach().abs(), count, kept.get("sizes"))})
-
-    def effective(self, weights: Tensor, memory: Memory, now: Moment) -> Tensor:
-        """The weights under the mask of the moment."""
-        return weights * memory.kept["mask"]
-
-    def price(self, memory: Memory) -> float:
-        """Nothing is added to the loss."""
-        return 0.0
 
     def after_step(self, weights: Tensor, memory: Memory, now: Moment, gradient: Tensor | None) -> None:
         """Choose the mask anew if that is due and it is not final."""
@@ -74,10 +65,6 @@ class GradualMagnitude:
         """The ``budget`` largest weights of those in use."""
         size = weights.abs().masked_fill(~memory.kept["mask"], -1)
         return best(size, self.budget, memory.kept.get("sizes"))
-
-    def deploy(self, weights: Tensor, memory: Memory) -> Tensor:
-        """The weights under the mask, others zero."""
-        return weights * self.mask(weights, memory)
 
     def _count(self, progress: float, d: int) -> int:
         return round(cubic(progress, self.shrink_from, self.shrink_to, d, self.budget))

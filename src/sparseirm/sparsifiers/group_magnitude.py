@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 from sparseirm.core import Layout, Memory, Moment
 from sparseirm.registry import one_of
 from sparseirm.schedules import cubic
-from sparseirm.sparsifiers.groups import GROUPS, UNITS, count, expand, fitting, grouped
+from sparseirm.sparsifiers.groups import GROUPS, UNITS, expand, fitting, grouped
 from sparseirm.sparsifiers.timing import done, due, ordered, within
 
 
@@ -61,7 +61,7 @@ class GroupMagnitude:
         kept = grouped(layout, self.groups, self.budget, self.budget_in, weights.device, self.blocks)
         memory = Memory({}, {**kept, "use": torch.ones_like(kept["group_sizes"], dtype=torch.bool)})
         if self.shrink_to == 0:
-            memory.kept["use"] = self._final(weights.detach(), memory)
+            memory.kept["use"] = self._fitting(weights.detach(), memory, self.budget)
         return memory
 
     def effective(self, weights: Tensor, memory: Memory, now: Moment) -> Tensor:
@@ -75,15 +75,10 @@ class GroupMagnitude:
     def after_step(self, weights: Tensor, memory: Memory, now: Moment, gradient: Tensor | None) -> None:
         """Drop the smallest groups if that is due and the mask is not final."""
         over = done(now)
-        if now.progress >= self.shrink_to:
-            return
-        if over >= self.shrink_to:
-            memory.kept["use"] = self._final(weights, memory)
-        elif due(now, self.every):
-            last = count(self.budget, self.budget_in, memory.kept)
-            n = len(memory.kept["use"])
-            allowed = round(cubic(over, self.shrink_from, self.shrink_to, n, last))
-            memory.kept["use"] = fitting(_sizes(weights, memory), allowed, "groups", memory.kept)
+        if now.progress < self.shrink_to and (due(now, self.every) or over >= self.shrink_to):
+            whole = weights.numel() if self.budget_in == "weights" else len(memory.kept["use"])
+            allowed = round(cubic(over, self.shrink_from, self.shrink_to, whole, self.budget))
+            memory.kept["use"] = self._fitting(weights, memory, allowed)
 
     def final_mask(self, weights: Tensor, memory: Memory, now: Moment) -> Tensor | None:
         """The mask once it is decided, for `sparseirm.training.shrinking`; None before."""
@@ -91,14 +86,14 @@ class GroupMagnitude:
 
     def mask(self, weights: Tensor, memory: Memory) -> Tensor:
         """The weights of the largest groups in use that fit the budget, and those of no group."""
-        return expand(self._final(weights, memory), memory.kept)
+        return expand(self._fitting(weights, memory, self.budget), memory.kept)
 
     def deploy(self, weights: Tensor, memory: Memory) -> Tensor:
         """The weights under the mask, others zero."""
         return weights * self.mask(weights, memory)
 
-    def _final(self, weights: Tensor, memory: Memory) -> Tensor:
-        return fitting(_sizes(weights, memory), self.budget, self.budget_in, memory.kept)
+    def _fitting(self, weights: Tensor, memory: Memory, budget: int) -> Tensor:
+        return memory.kept["use"] & fitting(_sizes(weights, memory), budget, self.budget_in, memory.kept)
 
 
 def _sizes(weights: Tensor, memory: Memory) -> Tensor:

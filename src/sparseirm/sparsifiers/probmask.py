@@ -61,6 +61,11 @@ class ProbMask:
                 "`final` has no effect once the mask is decided; pass `decide_at=1` with sample."
             )
 
+    @property
+    def exact(self) -> bool:
+        """Whether `mask` has exactly ``budget`` ones; one draw has them in expectation."""
+        return self.final == "top_k"
+
     def start(self, weights: Tensor, layout: Layout, noise: Generator) -> Memory:
         """Probability 1 for every weight."""
         kept = layer_sizes(layout, self.per_layer, weights.device)

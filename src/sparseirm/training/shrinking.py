@@ -102,13 +102,14 @@ def check_shrinkable(network: Network, sparsifiers: Iterable[Sparsifier], x: Ten
             run is over.
     """
     decide = [
-        hasattr(sparsifier, "final_mask") and getattr(sparsifier, "decide_at", 0) < 1
+        hasattr(sparsifier, "final_mask")
+        and getattr(sparsifier, "decide_at", getattr(sparsifier, "shrink_to", 0)) < 1
         for sparsifier in sparsifiers
     ]
     if not any(decide):
         raise SettingError(
             "`shrink` has no effect: no mask is decided before the run is over. Leave it out, or choose a "
-            "sparse method, and `decide_at` below 1 in `sparsifier_options` where there is one."
+            "sparse method, and `decide_at` or `shrink_to` below 1 in `sparsifier_options`."
         )
     traced(network, x)
 

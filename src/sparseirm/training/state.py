@@ -32,8 +32,8 @@ class Plan:
         l2: weight of the sum of squared parameters in the loss.
         penalty_weight: lambda, weight of the penalty.
         penalty_from: fraction of the run before which the penalty has weight zero.
-        penalty_to: fraction of the run at which the penalty has its full weight; it rises geometrically
-            from 1 there. At or before ``penalty_from`` it starts with its full weight.
+        penalty_to: fraction of the run at which the penalty has its full weight; it rises geometrically from
+            1, or evenly from 0 to one below 1. At or before ``penalty_from`` it starts with its full weight.
         divide_loss: divide the loss by ``1 + lambda`` once the penalty acts, as the released code does.
         lr_drop: factor on the learning rate once the penalty acts, so that its onset does not overshoot.
         lr_stop: fraction of the run at which the learning rate's schedule is over once the penalty acts, so
@@ -79,15 +79,14 @@ class Plan:
                 raise SettingError(f"`{name}` must be {rule}; got {getattr(self, name)}.")
 
     def penalty_weight_at(self, step: int) -> float:
-        """Lambda of one step: zero, then rising as ``lambda**t``, then constant."""
+        """Lambda of one step: zero, then rising as ``lambda**t`` (as ``lambda t`` below 1), then constant."""
         start, end = self.penalty_from * self.steps, self.penalty_to * self.steps
         if step < start or self.penalty_weight == 0:
             return 0.0
-        return (
-            self.penalty_weight ** min(1.0, (step - start) / (end - start))
-            if end > start
-            else self.penalty_weight
-        )
+        if end <= start:
+            return self.penalty_weight
+        risen = min(1.0, (step - start) / (end - start))
+        return self.penalty_weight**risen if self.penalty_weight >= 1 else self.penalty_weight * risen
 
     def lr_at(self, step: int) -> float:
         """Learning rate of the weights in one step."""
