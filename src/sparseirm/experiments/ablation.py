@@ -18,7 +18,7 @@ from sparseirm.experiments.ablation_study import (
     Budget,
     Reading,
     budget_of,
-    chance,
+    chance_agreement,
     readings,
 )
 from sparseirm.experiments.executors import local
@@ -90,7 +90,7 @@ def ablation(
         recipe={name: value for name, value in recipe.to_json().items() if name not in ("method", "seed")},
         probe=probe,
         attribute=data.spurious_name or "spurious attribute",
-        chance=100 * chance(data),
+        chance=100 * chance_agreement(data),
         readings=tuple(read),
         budgets=tuple(budget_of(row) for row in rows(results)),
     )

@@ -192,7 +192,7 @@ def trained(recipe: Recipe, store: Store, data_root: str | None = None) -> tuple
     return result, folder
 
 
-def chance(data: DataSet) -> float:
+def chance_agreement(data: DataSet) -> float:
     """How often an attribute agrees with the label by chance: 1 / k with k labels, one half for two."""
     return 1 / max(2, data.n_outputs)
 
@@ -207,7 +207,7 @@ def budget_of(row: Row) -> Budget:
 def _drawn(recipe: Recipe, agreement: float | None, data_root: str | None) -> DataSet:
     """The recipe's data with a seed of its own and an attribute that agrees with the label this often.
 
-    None stands for `chance`.
+    None stands for `chance_agreement`.
     """
     if recipe.correlations is None:
         raise SettingError(
@@ -215,7 +215,7 @@ def _drawn(recipe: Recipe, agreement: float | None, data_root: str | None) -> Da
             "such as colored_mnist."
         )
     if agreement is None:
-        agreement = chance(recipe.make_data(data_root))
+        agreement = chance_agreement(recipe.make_data(data_root))
     drawn = replace(
         recipe, correlations=(agreement,) * len(recipe.correlations), seed=seed_of(recipe.seed, "ablation")
     )
