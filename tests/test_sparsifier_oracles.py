@@ -37,7 +37,7 @@ from sparseirm.sparsifiers.groups import groups_of
 from sparseirm.sparsifiers.l0 import hard_concrete, open_probability
 from sparseirm.sparsifiers.projection import project, top_k
 from sparseirm.training.loop import train
-from sparseirm.training.state import Plan, State, forget, start
+from sparseirm.training.state import Plan, State, forget, score_optimizer, start
 
 close = torch.testing.assert_close
 LAYOUT = Layout(("a", "b", "c"), (torch.Size([6, 4]), torch.Size([4, 6]), torch.Size([2, 6])))
@@ -547,3 +547,20 @@ def test_a_structured_sample_is_one_draw_for_the_whole_run() -> None:
 def test_a_setting_out_of_range_is_named(make: Any, message: str) -> None:
     with pytest.raises(SettingError, match=message):
         make()
+
+
+@pytest.mark.parametrize(("score_eps", "eps"), [(1.0, 1e-12), (0.5, 1e-12), (0.0, 1e-3)])
+def test_probabilities_of_weights_that_matter_little_move_slower(score_eps: float, eps: float) -> None:
+    sparsifier = ProbMask(2, score_lr=0.1, score_eps=score_eps)
+    gradient = torch.tensor([1.0, 0.25, 1e-3, 0.0])  # of four weights, so that 1 / d is 0.25
+    memory = sparsifier.start(torch.ones(4), Layout(("w",), (torch.Size([4]),)), generator(0))
+    scores = memory.learned["probabilities"].requires_grad_()
+    optimizer = score_optimizer(memory, sparsifier, eps)
+    scores.grad = gradient.clone()
+    optimizer.step()
+    close(1 - scores.detach(), 0.1 * gradient / (gradient + (score_eps / 4 or eps)))
+
+
+def test_a_negative_epsilon_is_refused() -> None:
+    with pytest.raises(SettingError, match=r"`score_eps` must not be negative; got -1\.0"):
+        ProbMask(2, score_eps=-1.0)

@@ -72,6 +72,7 @@ _PAPER: dict[str, Any] = {
         "shrink_to": 0.6,
         "decide_at": 1.0,
         "score_lr": 6e-3,
+        "score_eps": 0.0,
         "gradient_floor": 0.0,
         "final": "sample",
     },

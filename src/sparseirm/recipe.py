@@ -41,6 +41,9 @@ OF_PENALTY = (
     *("divide_loss", "lr_drop", "lr_stop"),
 )
 OF_ENVIRONMENTS = ("environments", "environments_options")
+YOUNGER = {"score_eps": 0.0}
+"""Options of sparsifiers that came after the first results, with their defaults: keys stay as they were."""
+
 OF_SPARSIFIER = ("sparsifier", "density", "budget", "weights_per_sample", "sparsifier_options")
 OF_CONSTRUCTION = ("n_train", "correlations", "label_noise")
 
@@ -250,8 +253,10 @@ class Recipe:
         return recipe
 
     def to_json(self) -> dict[str, Any]:
-        """As plain data, without the fields that are None."""
-        return {name: value for name, value in asdict(self).items() if value not in (None, {})}
+        """As plain data, without the fields that are None, and without `YOUNGER` options at their default."""
+        plain, given = asdict(self), self.sparsifier_options.items()
+        plain["sparsifier_options"] = {name: value for name, value in given if YOUNGER.get(name) != value}
+        return {name: value for name, value in plain.items() if value not in (None, {})}
 
     @staticmethod
     def from_json(payload: Any) -> Recipe:
@@ -391,7 +396,12 @@ class Recipe:
             raise SettingError("`sparsifier` dense keeps every weight; choose method erm or irm instead.")
         maker: Any = lookup("sparsifier", SPARSIFIERS, str(self.sparsifier))
         known = {f.name: f.default for f in fields(maker) if isinstance(f.default, (bool, int, float, str))}
-        return options(f"sparsifier {self.sparsifier!r}", known, self.sparsifier_options)
+        given = self.sparsifier_options
+        if (
+            known.keys() - given.keys() == YOUNGER.keys()
+        ):  # all written out, by `to_json` or before these came
+            given = {**given, **YOUNGER}
+        return options(f"sparsifier {self.sparsifier!r}", known, given)
 
     def count(self, d: int, n_train: int) -> int:
         """K: how many of ``d`` maskable weights are kept with ``n_train`` training samples.

@@ -89,7 +89,7 @@ def compare(n: int = 512, width: int = 64, steps: int = STEPS) -> Gate:
     noise = generator(0, "gate draws")
     draws = tuple(torch.rand(d, generator=noise).clamp(0.05, 0.95) for _ in range(steps))
     sparsifier = Fed(
-        budget=d // 2, shrink_to=1.0, decide_at=1.0, score_lr=rates.score_lr, draws=draws, temperature=0.7
+        d // 2, shrink_to=1, decide_at=1, score_lr=rates.score_lr, score_eps=0.0, draws=draws, temperature=0.7
     )
     plan = Plan(
         steps=steps,

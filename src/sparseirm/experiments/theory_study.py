@@ -85,13 +85,13 @@ REX = Training(
     "SparseIRM (rex)",
     "rex",
     Plan(steps=1000, lr=0.1, lr_schedule="constant", l2=0.0, penalty_weight=10.0, penalty_from=0.05),
-    ProbMask(2, 0.3, 0.8, 0.8, score_lr=3e-3, first_temperature=0.3, last_temperature=0.3),
+    ProbMask(2, 0.3, 0.8, 0.8, score_lr=3e-3, score_eps=0.0, first_temperature=0.3, last_temperature=0.3),
 )
 IRMV1 = Training(
     "SparseIRM (irmv1)",
     "irmv1",
     Plan(steps=1000, lr=0.03, lr_schedule="constant", l2=0.0, penalty_weight=1.0, penalty_from=0.1),
-    ProbMask(2, 0.1, 0.6, 0.8, score_lr=3e-3, first_temperature=1.0, last_temperature=0.3),
+    ProbMask(2, 0.1, 0.6, 0.8, score_lr=3e-3, score_eps=0.0, first_temperature=1.0, last_temperature=0.3),
 )
 ERM = replace(REX, label="SparseERM", plan=replace(REX.plan, penalty_weight=0.0))
 TRAININGS = (REX, IRMV1, ERM)

@@ -30,6 +30,8 @@ class ProbMask:
         shrink_to: from then on the budget holds.
         decide_at: from then on the mask is fixed; 1 leaves it random to the end, as the paper does.
         score_lr: learning rate (Adam) of the probabilities.
+        score_eps: Adam's epsilon for the probabilities in units of 1 / d; those of weights that matter less
+            than that to the loss move slower than others. 0 for the epsilon of the weights.
         first_temperature: temperature of the gates at the start.
         last_temperature: temperature of the gates when the mask is decided (or at the end).
         final: ``top_k`` evaluates and exports the ``budget`` most probable weights; ``sample`` one draw of
@@ -46,6 +48,7 @@ class ProbMask:
     shrink_to: float = 0.13
     decide_at: float = 0.16
     score_lr: float = 3e-2
+    score_eps: float = 1.0
     first_temperature: float = 1.0
     last_temperature: float = 0.03
     gradient_floor: float = 1e-20
@@ -55,6 +58,8 @@ class ProbMask:
     def __post_init__(self) -> None:
         ordered(self, "shrink_from", "shrink_to", "decide_at")
         positive(self, "score_lr", "first_temperature", "last_temperature")
+        if not self.score_eps >= 0:
+            raise SettingError(f"`score_eps` must not be negative; got {self.score_eps}.")
         one_of("final mask", self.final, ("top_k", "sample"))
         if self.final == "sample" and self.decide_at < 1:
             raise SettingError(

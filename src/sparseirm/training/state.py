@@ -162,9 +162,10 @@ def start(network: Network, sparsifier: Sparsifier, plan: Plan, seed: int, froze
 
 
 def score_optimizer(memory: Memory, sparsifier: Sparsifier, eps: float) -> Optimizer:
-    """Adam for what a sparsifier learns."""
+    """Adam for what a sparsifier learns, with its ``score_eps`` (see `ProbMask`) or else this epsilon."""
     learned = list(memory.learned.values())
-    return Adam(learned, lr=sparsifier.score_lr, eps=eps, fused=_fusable(learned))
+    own = getattr(sparsifier, "score_eps", 0.0) / sum(tensor.numel() for tensor in learned)
+    return Adam(learned, lr=sparsifier.score_lr, eps=own or eps, fused=_fusable(learned))
 
 
 def _fusable(tensors: list[Tensor]) -> bool:
