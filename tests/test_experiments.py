@@ -136,6 +136,23 @@ def test_a_checkpoint_of_another_version_is_not_gone_on_with(
     assert carry_out(RECIPE, store.root) is None
 
 
+def test_a_checkpoint_outlives_the_result_of_another_version(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(record: object, trajectory: object) -> None:
+        raise KeyboardInterrupt
+
+    store.put(run(RECIPE))
+    for module in (runs_module, store_module):
+        monkeypatch.setattr(module, "RESULTS", 2)
+    with store.claim(RECIPE) as folder, pytest.raises(KeyboardInterrupt):
+        run(RECIPE, out=folder, on_step=killed)
+    store.tidy()
+    assert folder is not None and (folder / "checkpoint.safetensors").exists()
+    assert carry_out(RECIPE, store.root) is None
+    assert store.get(RECIPE) is not None and not folder.exists()
+
+
 class Recorder(ThreadPoolExecutor):
     """Starts nothing and remembers what it was asked for."""
 

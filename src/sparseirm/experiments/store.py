@@ -112,7 +112,8 @@ class Store:
     def tidy(self) -> None:
         """Remove the working folders of finished runs: a process killed at the very end leaves one."""
         for folder in (self.root / "work").glob("*"):
-            if (self.root / "runs" / f"{folder.name.removesuffix(f'-{RESULTS}')}.json").exists():
+            path = self.root / "runs" / f"{folder.name.removesuffix(f'-{RESULTS}')}.json"
+            if path.exists() and read_json(path).get("version", 1) == RESULTS:
                 with locked(folder / "lock") as mine:
                     if mine:
                         shutil.rmtree(folder, ignore_errors=True)
