@@ -237,7 +237,6 @@ def _run(
     folder = folder if sharding.rank == 0 else None  # the others only read in it
     begun = saved = time.monotonic()
     training, inferred = training_split(recipe, data)
-    total = sum(stage.plan.steps for stage in stages)
     whole: State | None = None  # known between two steps, when weights and step number belong together
 
     def spent() -> float:
@@ -248,7 +247,7 @@ def _run(
         stage = stages[state.stage]
         if state.step == stage.plan.steps or record.step % recipe.eval_every == 0:
             trajectory.append(_point(net, stage, state, data, recipe, record))
-        whole = state if record.step < total else None
+        whole = state
         on_step(record, trajectory)
         if folder and whole and time.monotonic() - saved >= checkpoint_seconds:
             _save(folder, state, recipe, trajectory, spent(), machine)
