@@ -16,6 +16,7 @@ from sparseirm.core import SettingError
 from sparseirm.files import (
     DamagedFileError,
     canonical,
+    locked,
     read_json,
     read_tensors,
     write_bytes,
@@ -229,3 +230,22 @@ def test_a_changed_value_with_sound_syntax_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text(json.dumps({**payload, "steps": 11000}))
     with pytest.raises(DamagedFileError, match="its checksum does not match its content"):
         read_json(tmp_path / "file")
+
+
+# Locks.
+
+
+def test_a_lock_on_a_file_that_was_removed_meanwhile_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    flock = fcntl.flock
+
+    def late(file: int, how: int) -> None:
+        (tmp_path / "lock").unlink()  # as its holder does when it has finished
+        monkeypatch.setattr(fcntl, "flock", flock)
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with locked(tmp_path / "lock") as one, locked(tmp_path / "lock") as other:
+        assert (one, other) == (False, True)
