@@ -92,7 +92,7 @@ def test_a_run_that_kills_its_process_every_time_is_given_up(
     class Deadly:
         def submit(self, call: Callable[..., Any], /, recipe: Recipe, *rest: Any) -> Handle:
             def die() -> None:
-                Store(tmp_path).beat(recipe, 1)
+                Store(tmp_path).beat(recipe, 1, 4)
                 raise SystemError("killed")
 
             return pool.submit(

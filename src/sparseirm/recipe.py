@@ -464,7 +464,11 @@ class Recipe:
 
     @property
     def total_steps(self) -> int:
-        """Optimiser steps of all stages of a resolved recipe."""
+        """Optimiser steps of all stages of a resolved recipe.
+
+        A guess where `epochs` are counted on samples whose number the recipe does not know: your own images,
+        and `leave_out`. A run's records know it.
+        """
         return sum(plan.steps for plan in self.plans())
 
     def stages(self, d: int, n_train: int) -> tuple[Stage, ...]:

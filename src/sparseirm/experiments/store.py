@@ -85,18 +85,19 @@ class Store:
                     remove_parts(self._path(kind, recipe))
             yield folder if mine else None
 
-    def beat(self, recipe: Recipe, step: int) -> None:
+    def beat(self, recipe: Recipe, step: int, total: int) -> None:
         """Say that a run is alive and how far it is; to be called under its `claim`."""
-        write_json(self._work(recipe) / "progress.json", {"step": step})
+        write_json(self._work(recipe) / "progress.json", {"step": step, "total": total})
 
-    def steps(self, recipe: Recipe) -> int | None:
-        """Steps that a run in flight has taken, in whichever process; None if it is not running."""
+    def over(self, recipe: Recipe) -> float | None:
+        """How much of a run in flight is over, in [0, 1], in whichever process; None if it is not running."""
         path = self._work(recipe) / "progress.json"
         try:
             alive = time.time() - path.stat().st_mtime < ALIVE
-            return int(read_json(path)["step"]) if alive else None
+            beat = read_json(path)
         except FileNotFoundError:
             return None
+        return beat["step"] / beat.get("total", recipe.total_steps) if alive else None
 
     def clear(self, recipe: Recipe) -> None:
         """Remove the working folder of a run whose result is stored; to be called under its `claim`."""
