@@ -21,6 +21,7 @@ from sparseirm.penalties import defaults as penalty_defaults
 from sparseirm.penalties import make as make_penalty
 from sparseirm.registry import LARGEST, lookup, one_of, options
 from sparseirm.sparsifiers import SPARSIFIERS, Dense, FixedMask
+from sparseirm.sparsifiers import defaults as sparsifier_defaults
 from sparseirm.training.stages import Stage
 from sparseirm.training.state import Plan
 
@@ -389,8 +390,7 @@ class Recipe:
         """All options of the sparsifier, those that are not given with their defaults."""
         if self.sparsifier == "dense":
             raise SettingError("`sparsifier` dense keeps every weight; choose method erm or irm instead.")
-        maker: Any = lookup("sparsifier", SPARSIFIERS, str(self.sparsifier))
-        known = {f.name: f.default for f in fields(maker) if isinstance(f.default, (bool, int, float, str))}
+        known = sparsifier_defaults(str(self.sparsifier))
         return options(f"sparsifier {self.sparsifier!r}", known, self.sparsifier_options)
 
     def count(self, d: int, n_train: int) -> int:
