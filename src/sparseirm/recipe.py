@@ -157,7 +157,7 @@ class Recipe:
         for name in ("correlations", "stage_lengths"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, tuple(map(float, getattr(self, name))))
-        if self.test_envs is not None:
+        if isinstance(self.test_envs, list):
             object.__setattr__(self, "test_envs", tuple(self.test_envs))
 
     def resolved(self) -> Recipe:
@@ -583,6 +583,8 @@ class Recipe:
                 raise SettingError(f"`{name}` must be finite; got {value}.")
             if isinstance(value, int) and not abs(value) < 1 << 63:
                 raise SettingError(f"`{name}` must be below 2**63; got {value!r:.80}.")
+        if not (self.test_envs is None or isinstance(self.test_envs, tuple)):
+            raise SettingError(f"`test_envs` must be a list of names; got {self.test_envs!r:.80}.")
 
     def _check_counts(self) -> None:
         if self.steps is not None and self.epochs is not None:
@@ -602,7 +604,8 @@ class Recipe:
             raise SettingError(
                 f"`density` must be in (0, 1], the fraction of weights kept; got {self.density:g}.{percent}"
             )
-        if self.budget not in (None, "auto") and not (isinstance(self.budget, int) and self.budget >= 1):
+        count = type(self.budget) is int and self.budget >= 1
+        if not (count or self.budget in (None, "auto")):
             raise SettingError(f"`budget` must be at least 1 weight, or auto; got {self.budget}.")
         if self.weights_per_sample is not None and not self.weights_per_sample > 0:
             raise SettingError(f"`weights_per_sample` must be positive; got {self.weights_per_sample}.")
