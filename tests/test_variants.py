@@ -34,8 +34,8 @@ def test_every_sparsifier_gets_the_options_it_knows() -> None:
     ("given", "message"),
     [
         ({"penalty_options": {"n_draw": 20}}, "is named 'n_draw'. Did you mean 'n_draws'"),
-        ({"penalty_options": {"n_draws": 20, "quantile": 0.9}}, "no option of penalty .* is named 'quantile'"),
-        ({"sparsifier_options": {"budget_in": "groups"}}, "no option of sparsifier .* is named 'budget_in'"),
+        ({"penalty_options": {"n_draws": 20, "quantile": 0.9}}, "is named 'quantile'"),
+        ({"sparsifier_options": {"budget_in": "groups"}}, "is named 'budget_in'"),
     ],
 )
 def test_an_option_that_no_run_has_a_use_for_is_refused(given: dict[str, Any], message: str) -> None:

@@ -89,7 +89,8 @@ def _with_own_options(recipes: list[Recipe]) -> list[Recipe]:
         for at, own in enumerate(each):
             given = getattr(recipes[at], name).items()
             kept = {option: value for option, value in given if option in own or option not in anywhere}
-            recipes[at] = replace(recipes[at], **{name: kept})
+            change: dict[str, Any] = {name: kept}
+            recipes[at] = replace(recipes[at], **change)
     return recipes
 
 
