@@ -207,7 +207,7 @@ def test_results_on_different_files_never_become_one() -> None:
     (cell,) = select("table3", methods=["erm"], data=["cifar_mnist"])
     on_a, on_b = (replace(cell.recipe(), data_digest=letter * 64) for letter in "ab")
     results = [result_of(on_a, 60.0), result_of(on_b, 70.0), result_of(on_b, 71.0, seed=1)]
-    with pytest.raises(SettingError, match=r"`data_digest` aaaaaaaa and bbbbbbbb.*store each"):
+    with pytest.raises(SettingError, match=r"`data_digest` aaaaaaaa and bbbbbbbb.*store of its own"):
         Study(results).finding(cell)
     study = Study(results, digests={"cifar_mnist": "b" * 64})
     assert study.finding(cell).results == {0: results[1], 1: results[2]}

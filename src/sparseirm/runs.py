@@ -255,7 +255,7 @@ def _run(
             trajectory.append(_point(net, stage, state, data, recipe, record))
         whole = state
         on_step(record, trajectory)
-        if folder and whole and time.monotonic() - saved >= checkpoint_seconds:
+        if folder and time.monotonic() - saved >= checkpoint_seconds:
             _save(folder, state, recipe, trajectory, spent(), machine)
             saved = time.monotonic()
         whole = None

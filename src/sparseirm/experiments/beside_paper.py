@@ -178,7 +178,7 @@ class Study:
             names = " and ".join(str(files)[:8] for files in there)
             raise SettingError(
                 f"there are results of one recipe on different files of {recipe.data!r}, with `data_digest` "
-                f"{names}, which are not to be averaged. Keep them in a store each."
+                f"{names}, which are not to be averaged. Keep each in a store of its own."
             )
         return self.groups.get((plain, digest or next(iter(there), None)), {})
 

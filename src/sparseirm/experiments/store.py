@@ -94,10 +94,10 @@ class Store:
         path = self._work(recipe) / "progress.json"
         try:
             alive = time.time() - path.stat().st_mtime < ALIVE
-            beat = read_json(path)
+            beat = read_json(path) if alive else None
         except FileNotFoundError:
             return None
-        return beat["step"] / beat.get("total", recipe.total_steps) if alive else None
+        return None if beat is None else float(beat["step"] / beat.get("total", recipe.total_steps))
 
     def clear(self, recipe: Recipe) -> None:
         """Remove the working folder of a run whose result is stored; to be called under its `claim`."""
