@@ -1,6 +1,7 @@
 """Wherever runs are carried out: each is carried out once, and a killed process loses nothing."""
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -91,7 +92,7 @@ def test_a_run_that_kills_its_process_every_time_is_given_up(
     class Deadly:
         def submit(self, call: Callable[..., Any], /, recipe: Recipe, *rest: Any) -> Handle:
             def die() -> None:
-                Store(tmp_path).beat(recipe, 1)
+                Store(tmp_path).beat(recipe, 1, 4)
                 raise SystemError("killed")
 
             return pool.submit(
@@ -104,6 +105,22 @@ def test_a_run_that_kills_its_process_every_time_is_given_up(
         found = sweep(recipes, Store(tmp_path), Deadly(), on_done=lambda r, why: reasons.append(why))
     assert [result is not None for result in found] == [False, True]
     assert "gave it up: SystemError: killed" in str(why_failed(Store(tmp_path), QUICK)) and None in reasons
+
+
+def test_an_interrupt_ends_the_workers_and_no_other_process() -> None:
+    own = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(600,))
+    own.start()
+    try:
+        with pytest.raises(KeyboardInterrupt), local(1) as pool:
+            pool.submit(os.getpid).result()
+            (worker,) = {*multiprocessing.active_children()} - {own}
+            raise KeyboardInterrupt
+        worker.join()
+        own.join(1)
+        assert own.is_alive()
+    finally:
+        own.kill()
+        own.join()
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")

@@ -2,6 +2,7 @@
 
 import itertools
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -14,6 +15,7 @@ from scipy.stats import t, ttest_rel
 
 import sparseirm.experiments.store as store_module
 import sparseirm.experiments.sweep as sweep_module
+import sparseirm.experiments.train as train_module
 import sparseirm.runs as runs_module
 from makers import why_failed
 from sparseirm import NonFiniteError, Recipe, run
@@ -24,6 +26,7 @@ from sparseirm.experiments.statistics import Figures, paired
 from sparseirm.experiments.store import Store
 from sparseirm.experiments.sweep import Postponed, Progress, carry_out, sweep
 from sparseirm.experiments.tables import rows
+from sparseirm.experiments.train import train
 from sparseirm.files import read_json
 
 RECIPE = Recipe(method="erm", width=4, steps=4, eval_every=4)
@@ -136,6 +139,23 @@ def test_a_checkpoint_of_another_version_is_not_gone_on_with(
     assert carry_out(RECIPE, store.root) is None
 
 
+def test_a_checkpoint_outlives_the_result_of_another_version(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(record: object, trajectory: object) -> None:
+        raise KeyboardInterrupt
+
+    store.put(run(RECIPE))
+    for module in (runs_module, store_module):
+        monkeypatch.setattr(module, "RESULTS", 2)
+    with store.claim(RECIPE) as folder, pytest.raises(KeyboardInterrupt):
+        run(RECIPE, out=folder, on_step=killed)
+    store.tidy()
+    assert folder is not None and (folder / "checkpoint.safetensors").exists()
+    assert carry_out(RECIPE, store.root) is None
+    assert store.get(RECIPE) is not None and not folder.exists()
+
+
 class Recorder(ThreadPoolExecutor):
     """Starts nothing and remembers what it was asked for."""
 
@@ -186,6 +206,35 @@ def test_progress_counts_every_run_once(store: Store) -> None:
     last = seen[-1]
     assert (last.total, last.done, last.failed, last.postponed, last.running) == (3, 2, 1, 0, [])
     assert summary(last) == "2 of 3 done, 0 running, 1 failed"
+
+
+LEFT_OUT = replace(
+    RECIPE, steps=None, epochs=5, batch_size=30, n_train=300, correlations=(0.9, 0.8, 0.7, 0.1), leave_out=0
+)
+"""A run whose number of steps follows from samples that the recipe does not count."""
+
+
+def test_a_run_is_over_when_its_last_step_is_taken(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[float | None] = []
+
+    def beat(self: Store, recipe: Recipe, *rest: int) -> None:
+        original(self, recipe, *rest)
+        seen.append(self.over(recipe))
+
+    original = Store.beat
+    monkeypatch.setattr(Store, "beat", beat)
+    monkeypatch.setattr(sweep_module, "BEAT", 0.0)
+    assert carry_out(LEFT_OUT, store.root) is None
+    n_steps = run(LEFT_OUT).trajectory[-1].step
+    assert n_steps < LEFT_OUT.resolved().total_steps
+    assert seen == [step / n_steps for step in range(n_steps + 1)]
+
+
+def test_the_bar_of_a_training_ends_where_the_training_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    moves: list[dict[str, object]] = []
+    monkeypatch.setattr(train_module, "bar", lambda *given, **more: nullcontext(lambda **m: moves.append(m)))
+    last = train(LEFT_OUT).trajectory[-1].step
+    assert (moves[-1]["completed"], moves[-1]["total"]) == (last, last)
 
 
 def test_a_log_says_what_ended_and_how(store: Store) -> None:

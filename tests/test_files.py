@@ -16,6 +16,7 @@ from sparseirm.core import SettingError
 from sparseirm.files import (
     DamagedFileError,
     canonical,
+    locked,
     read_json,
     read_tensors,
     write_bytes,
@@ -107,7 +108,7 @@ def test_numbers_json_has_no_words_for_are_refused_and_the_old_file_stays(
 # Atomic writing.
 
 
-@pytest.mark.parametrize("fails", ["fsync", "replace", "chmod"])
+@pytest.mark.parametrize("fails", ["fsync", "replace"])
 @pytest.mark.parametrize(
     ("error", "seen"),
     [(OSError(28, "No space left on device"), SettingError), (KeyboardInterrupt(), KeyboardInterrupt)],
@@ -131,6 +132,16 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
     assert (tmp_path / "file").read_bytes() == b"old"
     write_bytes(tmp_path / "file", b"new")
     assert (tmp_path / "file").read_bytes() == b"new"
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o077, 0o600), (0o022, 0o644), (0o002, 0o664)])
+def test_who_may_read_a_file_is_up_to_the_umask(umask: int, mode: int, tmp_path: Path) -> None:
+    before = os.umask(umask)
+    try:
+        write_bytes(tmp_path / "file", b"private")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == mode
 
 
 def test_the_new_file_is_on_disk_before_it_takes_the_old_one_s_place(
@@ -229,3 +240,22 @@ def test_a_changed_value_with_sound_syntax_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text(json.dumps({**payload, "steps": 11000}))
     with pytest.raises(DamagedFileError, match="its checksum does not match its content"):
         read_json(tmp_path / "file")
+
+
+# Locks.
+
+
+def test_a_lock_on_a_file_that_was_removed_meanwhile_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    flock = fcntl.flock
+
+    def late(file: int, how: int) -> None:
+        (tmp_path / "lock").unlink()  # as its holder does when it has finished
+        monkeypatch.setattr(fcntl, "flock", flock)
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with locked(tmp_path / "lock") as one, locked(tmp_path / "lock") as other:
+        assert (one, other) == (False, True)

@@ -308,6 +308,19 @@ def test_the_original_files_are_downloaded_whole_and_go_before_image_files(tmp_p
         cifar.load("train", str(tmp_path))
 
 
+def test_of_two_downloads_at_once_the_first_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Overtaken(Originals):
+        def __init__(self, root: Any, train: bool = True, download: bool = False) -> None:
+            if download:
+                Originals(tmp_path, download=True)
+            super().__init__(root, train, download)
+
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", Overtaken)
+    assert cifar.load("train", str(tmp_path))[1].tolist() == [3, 5]
+    found = [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")]
+    assert sorted(found) == [cifar.ORIGINALS, f"{cifar.ORIGINALS}/data_batch"]
+
+
 def test_missing_files_without_network_name_the_folder_and_the_ways_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

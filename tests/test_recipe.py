@@ -274,6 +274,8 @@ def test_recipes_make_what_they_name() -> None:
         ({"density": 0.0}, r"`density` must be in \(0, 1\].* got 0\.$"),
         ({"density": float("nan")}, "`density` must be finite; got nan"),
         ({"density": 0.5, "budget": 10}, "give `density` or `budget`, not both; got 0.5 and 10"),
+        ({"budget": True}, "`budget` must be at least 1 weight, or auto; got True"),
+        ({"data": "folder", "test_envs": "sketch"}, "`test_envs` must be a list of names; got 'sketch'"),
         ({"budget": 0}, "`budget` must be at least 1 weight, or auto; got 0"),
         ({"weights_per_sample": 0.0}, "`weights_per_sample` must be positive; got 0.0"),
         ({"width": 0}, "`width` must be at least 1; got 0"),
@@ -294,3 +296,9 @@ def test_recipes_make_what_they_name() -> None:
 def test_what_cannot_be_run_or_would_be_ignored_is_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(SettingError, match=message):
         Recipe(**settings).resolved()
+
+
+def test_the_name_of_an_environment_is_no_list_of_letters() -> None:
+    with pytest.raises(SettingError, match="`test_envs` of a Recipe is of the wrong type"):
+        Recipe.from_json({"data": "folder", "test_envs": "sketch"})
+    assert Recipe.from_json({"data": "folder", "test_envs": ["sketch"]}).test_envs == ("sketch",)

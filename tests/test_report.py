@@ -17,7 +17,7 @@ from sparseirm.evaluation.metrics import Score
 from sparseirm.experiments.beside_paper import Finding, Study, difference, sheets
 from sparseirm.experiments.claims import claims
 from sparseirm.experiments.deviations import read, unexplained
-from sparseirm.experiments.grids import GRIDS, Cell
+from sparseirm.experiments.grids import GRIDS, Cell, select
 from sparseirm.experiments.report import found, report
 from sparseirm.experiments.store import Store
 from sparseirm.experiments.summary import COLUMNS
@@ -201,6 +201,20 @@ def test_the_study_keeps_settings_precisions_and_other_recipes_apart() -> None:
     assert (
         sheet.widths == (64, 160, 256, 390, 512, 640) and "SparseIRM (rex), released settings" in sheet.rows
     )
+
+
+def test_results_on_different_files_never_become_one() -> None:
+    (cell,) = select("table3", methods=["erm"], data=["cifar_mnist"])
+    on_a, on_b = (replace(cell.recipe(), data_digest=letter * 64) for letter in "ab")
+    results = [result_of(on_a, 60.0), result_of(on_b, 70.0), result_of(on_b, 71.0, seed=1)]
+    with pytest.raises(SettingError, match=r"`data_digest` aaaaaaaa and bbbbbbbb.*store of its own"):
+        Study(results).finding(cell)
+    study = Study(results, digests={"cifar_mnist": "b" * 64})
+    assert study.finding(cell).results == {0: results[1], 1: results[2]}
+    assert study.get(on_a) == results[0] and study.get(cell.recipe()) == results[1]
+    assert study.others([study.finding(cell)]) == [[results[0]]]
+    assert Study(results[:1]).finding(cell).results == {0: results[0]}
+    assert Study(results[:1], digests=study.digests).finding(cell).results == {}
 
 
 # What deviates.

@@ -3,12 +3,14 @@
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import sparseirm.experiments.reproduce as module
 from sparseirm.cli import main
 from sparseirm.core import SettingError
+from sparseirm.data import FINGERPRINTS
 from sparseirm.experiments.grids import COMPUTED_ELSEWHERE, GRIDS, Cell, Grid
 from sparseirm.experiments.reproduce import What, reproduce, seconds
 from sparseirm.experiments.store import Store
@@ -63,6 +65,24 @@ def test_a_dry_run_says_what_is_missing_and_writes_nothing(
     shown = capsys.readouterr().out
     assert "3 runs: 1 done, 2 missing" in shown and "unknown" not in shown and "of computing" in shown
     assert sorted((tmp_path / "new").rglob("*")) == before
+
+
+def test_a_dry_run_counts_what_was_run_on_the_files_at_hand(
+    tiny: list[Cell], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny[:] = tiny[:1]
+
+    def shown(digest: str, **given: Any) -> str:
+        monkeypatch.setitem(FINGERPRINTS, "colored_digits", lambda data_root: digest * 64)
+        reproduce("table8", store=tmp_path, **given)
+        return capsys.readouterr().out
+
+    shown("a")
+    assert "1 runs: 1 done, 0 missing" in shown("a", dry_run=True)
+    other = shown("b", dry_run=True)
+    assert "1 runs: 0 done, 1 missing" in other and "not run" in other
+    assert "not run" not in shown("b")
+    assert "1 runs: 1 done, 0 missing" in shown("a", dry_run=True)
 
 
 def test_a_failure_is_told_after_the_table_and_tried_again(

@@ -103,7 +103,7 @@ def test_the_oracle_sees_no_colour() -> None:
 # Resuming.
 
 
-@pytest.mark.parametrize("step", [1, 3, 5, 11])
+@pytest.mark.parametrize("step", [1, 3, 5, 11, 12])
 def test_a_run_interrupted_and_resumed_equals_one_never_stopped(
     step: int, finished: Path, tmp_path: Path
 ) -> None:

@@ -134,6 +134,18 @@ def test_an_environment_that_cannot_be_left_out_is_refused(recipe: Recipe, messa
         run(recipe)
 
 
+def test_a_budget_of_groups_is_no_number_of_weights() -> None:
+    options = {"budget_in": "groups", "groups": "neuron"}
+    grouped = Recipe(width=8, n_train=100, steps=8, eval_every=1, method="sparseirm", sparsifier="structured")
+    found = run(replace(grouped, budget=4, sparsifier_options=options))
+    assert found.counts_groups and found.kept > 10 * found.budget
+    assert found.to_json()["density"] == {"reached": found.kept / found.n_weights}
+    assert Result.from_json(found.to_json()) == found
+    rising = points(val=[95.0, 80.0, 90.0, 70.0], density=[1.0, 0.5, 0.5, 0.5])
+    chosen = side_by_side([replace(found, trajectory=rising, n_weights=100, kept=50)], nothing)
+    assert {c.rule: c.points[0].step for c in chosen if c.points}["train_val"] == 30
+
+
 def test_leaving_nothing_out_changes_no_key() -> None:
     assert "leave_out" not in THREE.resolved().to_json()
     assert replace(THREE, leave_out=0).key != THREE.key

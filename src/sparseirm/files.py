@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import struct
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -38,25 +39,24 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Write a whole file or nothing: to a neighbour first, flushed to disk, then renamed.
 
     Args:
-        path: the file; one that exists is replaced, folders that are missing are made.
+        path: the file; one that exists is replaced, folders that are missing are made. Who may read it is up
+            to the user's umask.
         content: all of it.
 
     Raises:
         SettingError: if the disk is full or the folder cannot be written to; an older file stays as it was.
     """
-    name = ""
+    part = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-        with os.fdopen(handle, "wb") as file:
+        with part.open("xb") as file:  # readable for whom the user's umask allows, as mkstemp's would not be
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
+        os.replace(part, path)
     except BaseException as error:
-        if name:
-            Path(name).unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
         if isinstance(error, OSError):
             raise SettingError(
                 f"{path} cannot be written ({error.strerror or error}); what was there before is intact. "

@@ -21,6 +21,7 @@ from sparseirm.penalties import defaults as penalty_defaults
 from sparseirm.penalties import make as make_penalty
 from sparseirm.registry import LARGEST, lookup, one_of, options
 from sparseirm.sparsifiers import SPARSIFIERS, Dense, FixedMask
+from sparseirm.sparsifiers import defaults as sparsifier_defaults
 from sparseirm.training.stages import Stage
 from sparseirm.training.state import Plan
 
@@ -159,7 +160,7 @@ class Recipe:
         for name in ("correlations", "stage_lengths"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, tuple(map(float, getattr(self, name))))
-        if self.test_envs is not None:
+        if isinstance(self.test_envs, list):
             object.__setattr__(self, "test_envs", tuple(self.test_envs))
 
     def resolved(self) -> Recipe:
@@ -394,13 +395,9 @@ class Recipe:
         """All options of the sparsifier, those that are not given with their defaults."""
         if self.sparsifier == "dense":
             raise SettingError("`sparsifier` dense keeps every weight; choose method erm or irm instead.")
-        maker: Any = lookup("sparsifier", SPARSIFIERS, str(self.sparsifier))
-        known = {f.name: f.default for f in fields(maker) if isinstance(f.default, (bool, int, float, str))}
-        given = self.sparsifier_options
-        if (
-            known.keys() - given.keys() == YOUNGER.keys()
-        ):  # all written out, by `to_json` or before these came
-            given = {**given, **YOUNGER}
+        known, given = sparsifier_defaults(str(self.sparsifier)), self.sparsifier_options
+        if known.keys() - given.keys() == YOUNGER.keys():
+            given = {**given, **YOUNGER}  # all others are written out: by `to_json`, or before these came
         return options(f"sparsifier {self.sparsifier!r}", known, given)
 
     def count(self, d: int, n_train: int) -> int:
@@ -474,7 +471,11 @@ class Recipe:
 
     @property
     def total_steps(self) -> int:
-        """Optimiser steps of all stages of a resolved recipe."""
+        """Optimiser steps of all stages of a resolved recipe.
+
+        A guess where `epochs` are counted on samples whose number the recipe does not know: your own images,
+        and `leave_out`. A run's records know it.
+        """
         return sum(plan.steps for plan in self.plans())
 
     def stages(self, d: int, n_train: int) -> tuple[Stage, ...]:
@@ -589,6 +590,8 @@ class Recipe:
                 raise SettingError(f"`{name}` must be finite; got {value}.")
             if isinstance(value, int) and not abs(value) < 1 << 63:
                 raise SettingError(f"`{name}` must be below 2**63; got {value!r:.80}.")
+        if not (self.test_envs is None or isinstance(self.test_envs, tuple)):
+            raise SettingError(f"`test_envs` must be a list of names; got {self.test_envs!r:.80}.")
 
     def _check_counts(self) -> None:
         if self.steps is not None and self.epochs is not None:
@@ -608,7 +611,8 @@ class Recipe:
             raise SettingError(
                 f"`density` must be in (0, 1], the fraction of weights kept; got {self.density:g}.{percent}"
             )
-        if self.budget not in (None, "auto") and not (isinstance(self.budget, int) and self.budget >= 1):
+        count = type(self.budget) is int and self.budget >= 1
+        if not (count or self.budget in (None, "auto")):
             raise SettingError(f"`budget` must be at least 1 weight, or auto; got {self.budget}.")
         if self.weights_per_sample is not None and not self.weights_per_sample > 0:
             raise SettingError(f"`weights_per_sample` must be positive; got {self.weights_per_sample}.")

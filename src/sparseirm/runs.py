@@ -97,7 +97,7 @@ class Result:
         trajectory: evaluations every ``eval_every`` steps and at the end of every stage; the last one is
             the last step.
         n_weights: number of maskable weights, d.
-        budget: K, the number of weights asked for.
+        budget: K, the number of weights asked for; of groups of weights if it `counts_groups`.
         kept: number of ones in the final mask.
         seconds: time spent training and evaluating, over all resumed pieces.
         environment: versions, processor, threads; how the work was divided, if it was. If the run was
@@ -128,9 +128,15 @@ class Result:
         """Scores of the last step, by split: what we report."""
         return self.trajectory[-1].scores
 
+    @property
+    def counts_groups(self) -> bool:
+        """Whether the budget is a number of groups of weights, which says little about a density."""
+        return self.recipe.sparsifier_options.get("budget_in") == "groups"
+
     def to_json(self) -> dict[str, Any]:
         """As plain data."""
-        density = {"asked": self.budget / self.n_weights, "reached": self.kept / self.n_weights}
+        asked = {} if self.counts_groups else {"asked": self.budget / self.n_weights}
+        density = {**asked, "reached": self.kept / self.n_weights}
         last = {name: asdict(score) for name, score in self.last.items()}
         fields = {**asdict(self), "recipe": self.recipe.to_json()}
         if self.shrunk is None:
@@ -238,7 +244,6 @@ def _run(
     begun = saved = time.monotonic()
     training, inferred = training_split(recipe, data)
     batches = _batches(recipe, training)
-    total = sum(stage.plan.steps for stage in stages)
     whole: State | None = None  # known between two steps, when weights and step number belong together
 
     def spent() -> float:
@@ -249,9 +254,9 @@ def _run(
         stage = stages[state.stage]
         if state.step == stage.plan.steps or record.step % recipe.eval_every == 0:
             trajectory.append(_point(net, stage, state, data, batches, recipe, record))
-        whole = state if record.step < total else None
+        whole = state
         on_step(record, trajectory)
-        if folder and whole and time.monotonic() - saved >= checkpoint_seconds:
+        if folder and time.monotonic() - saved >= checkpoint_seconds:
             _save(folder, state, recipe, trajectory, spent(), machine)
             saved = time.monotonic()
         whole = None

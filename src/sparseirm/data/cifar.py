@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import os
 import tempfile
 import zipfile
 import zlib
@@ -177,7 +177,11 @@ def _download(root: Path) -> None:
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=root) as scratch, impatient():
             CIFAR10(scratch, download=True)
-            shutil.move(Path(scratch, ORIGINALS), root / ORIGINALS)
+            try:
+                os.rename(Path(scratch, ORIGINALS), root / ORIGINALS)
+            except OSError:
+                if not (root / ORIGINALS).is_dir():  # else another process was first
+                    raise
     except (OSError, RuntimeError) as error:
         raise SettingError(
             f"CIFAR-10 is missing: looked for {ORIGINALS}, cifar10/train and cifar10/train.zip in {root}, "

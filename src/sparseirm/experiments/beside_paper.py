@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+from sparseirm.core import SettingError
 from sparseirm.experiments.grids import PRECISION, Cell
 from sparseirm.experiments.rules import Chosen, side_by_side
 from sparseirm.experiments.statistics import Figures, paired
@@ -21,6 +22,9 @@ DATA_NAMES = {
     "colored_object": "ColoredObject",
 }
 """Data sets as the paper writes them."""
+
+Kind = tuple[str, str | None]
+"""All of a resolved recipe but its seed; the digest of its files apart, which only the run knows."""
 
 
 @dataclass(frozen=True)
@@ -132,29 +136,31 @@ class Study:
     Attributes:
         results: every result.
         precision: precision of the runs that stand beside the paper's.
+        digests: SHA-256 of the files at hand by data set; of such data only runs on these files are found.
     """
 
     results: Sequence[Result]
     precision: str = PRECISION
+    digests: Mapping[str, str | None] = field(default_factory=dict)
 
     @cached_property
-    def groups(self) -> dict[str, dict[int, Result]]:
+    def groups(self) -> dict[Kind, dict[int, Result]]:
         """Results that differ in nothing but the seed, by seed."""
-        found: dict[str, dict[int, Result]] = {}
+        found: dict[Kind, dict[int, Result]] = {}
         for result in self.results:
             found.setdefault(_kind(result.recipe), {})[result.recipe.seed] = result
         return {kind: dict(sorted(group.items())) for kind, group in found.items()}
 
     def get(self, recipe: Recipe) -> Result | None:
         """The result of a recipe, or None."""
-        return self.groups.get(_kind(recipe.resolved()), {}).get(recipe.seed)
+        return self._group(recipe.resolved()).get(recipe.seed)
 
     def finding(self, cell: Cell, settings: str = "ours") -> Finding:
         """What the store has of a cell."""
         if cell.missing:
             return Finding(cell, settings)
         recipe = cell.recipe(settings, precision=self.precision).resolved()
-        results = self.groups.get(_kind(recipe), {})
+        results = self._group(recipe)
         rules = side_by_side([*results.values()], self.get) if results else []
         return Finding(cell, settings, results, tuple(rules))
 
@@ -163,6 +169,19 @@ class Study:
         known = {_kind(r.recipe) for finding in findings for r in finding.results.values()}
         return [[*group.values()] for kind, group in self.groups.items() if kind not in known]
 
+    def _group(self, recipe: Recipe) -> dict[int, Result]:
+        """Results of a resolved recipe by seed; on the only files there are, if nobody says on which."""
+        plain, digest = _kind(recipe)
+        digest = digest or self.digests.get(recipe.data)
+        there = [files for kind, files in self.groups if kind == plain]
+        if digest is None and len(there) > 1:
+            names = " and ".join(str(files)[:8] for files in there)
+            raise SettingError(
+                f"there are results of one recipe on different files of {recipe.data!r}, with `data_digest` "
+                f"{names}, which are not to be averaged. Keep each in a store of its own."
+            )
+        return self.groups.get((plain, digest or next(iter(there), None)), {})
+
 
 def difference(one: Finding, other: Finding) -> Figures | None:
     """Test accuracy of one cell minus that of another on the seeds they share; None if they share none."""
@@ -170,8 +189,6 @@ def difference(one: Finding, other: Finding) -> Figures | None:
     return paired(*tests)
 
 
-def _kind(recipe: Recipe) -> str:
-    """All of a resolved recipe but its seed; and but the digest of its files, which only the run knows."""
-    plain = replace(recipe, seed=0).to_json()
-    plain.pop("data_digest", None)
-    return canonical(plain)
+def _kind(recipe: Recipe) -> Kind:
+    """What results of different seeds have in common."""
+    return canonical(replace(recipe, seed=0, data_digest=None).to_json()), recipe.data_digest

@@ -95,12 +95,12 @@ def local(workers: int | None = None) -> Iterator[Submitter]:
     """
     if workers is not None and workers < 1:
         raise SettingError(f"`workers` must be at least 1; got {workers}. Leave it out for one per core.")
-    pool = _Pool(workers or cores())
+    pool, others = _Pool(workers or cores()), {*multiprocessing.active_children()}
     try:
         yield pool
     except BaseException:
         pool.processes.shutdown(wait=False, cancel_futures=True)
-        for process in multiprocessing.active_children():
+        for process in {*multiprocessing.active_children()} - others:
             process.terminate()
         raise
     pool.processes.shutdown()

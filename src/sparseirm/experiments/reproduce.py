@@ -6,6 +6,8 @@ import inspect
 import re
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -90,17 +92,19 @@ def reproduce(
             raise SettingError(f"`{name}` must name each one once, and at least one; got {list(given)}.")
     cells = select(what, data, widths, methods, penalties)
     wanted = [*recipes(cells, seeds, settings, precision)]
+    digests = _digests(wanted, data_root)
     place, console = Store(store), Console(width=None if Console().is_terminal else 140)
     _say_what_is_not_run(console, place, cells)
     failed = 0
     if dry_run:
-        _plan(console, what, wanted, place, workers or cores() if executor == "local" else 1)
+        here = [replace(recipe, data_digest=digests[recipe.data]) for recipe in wanted]
+        _plan(console, what, here, place, workers or cores() if executor == "local" else 1)
     else:
         context = connect(executor, workers, store / "work" / "slurm", slurm_options)
         with context as pool, reporter(place) as shown:
             sweep(wanted, place, pool, data_root, shown.on_done, budget, shown.watch)
         failed = shown.failed
-    study = Study(place.all(), precision)
+    study = Study(place.all(), precision, digests)
     findings = [study.finding(cell, named) for named in settings for cell in cells]
     console.print(LEGEND, highlight=False)
     for sheet in sheets(findings):
@@ -155,6 +159,15 @@ def _say_what_is_not_run(console: Console, store: Store, cells: Sequence[Cell]) 
             "they count as missing and will be run again.",
             highlight=False,
         )
+
+
+def _digests(recipes: Sequence[Recipe], data_root: str | None) -> dict[str, str | None]:
+    """The digest of the files of each data set; None where there are none, or they are not at hand."""
+    found: dict[str, str | None] = dict.fromkeys(recipe.data for recipe in recipes)
+    for data in found:
+        with suppress(SettingError):
+            found[data] = Recipe(data=data).pinned(data_root).data_digest
+    return found
 
 
 def _plan(console: Console, what: str, wanted: Sequence[Recipe], store: Store, workers: int) -> None:

@@ -91,7 +91,8 @@ def _chosen(rule: str, results: Sequence[Result], lookup: Lookup) -> Chosen:
 
 
 def _point(rule: str, result: Result, lookup: Lookup) -> Point:
-    points = within_budget(result.trajectory, result.budget / result.n_weights)
+    allowed = result.kept if result.counts_groups else result.budget
+    points = within_budget(result.trajectory, allowed / result.n_weights)
     if rule == "last":
         return points[-1]
     if rule == "leave_one_env_out":

@@ -85,18 +85,19 @@ class Store:
                     remove_parts(self._path(kind, recipe))
             yield folder if mine else None
 
-    def beat(self, recipe: Recipe, step: int) -> None:
+    def beat(self, recipe: Recipe, step: int, total: int) -> None:
         """Say that a run is alive and how far it is; to be called under its `claim`."""
-        write_json(self._work(recipe) / "progress.json", {"step": step})
+        write_json(self._work(recipe) / "progress.json", {"step": step, "total": total})
 
-    def steps(self, recipe: Recipe) -> int | None:
-        """Steps that a run in flight has taken, in whichever process; None if it is not running."""
+    def over(self, recipe: Recipe) -> float | None:
+        """How much of a run in flight is over, in [0, 1], in whichever process; None if it is not running."""
         path = self._work(recipe) / "progress.json"
         try:
             alive = time.time() - path.stat().st_mtime < ALIVE
-            return int(read_json(path)["step"]) if alive else None
+            beat = read_json(path) if alive else None
         except FileNotFoundError:
             return None
+        return None if beat is None else float(beat["step"] / beat.get("total", recipe.total_steps))
 
     def clear(self, recipe: Recipe) -> None:
         """Remove the working folder of a run whose result is stored; to be called under its `claim`."""
@@ -112,7 +113,8 @@ class Store:
     def tidy(self) -> None:
         """Remove the working folders of finished runs: a process killed at the very end leaves one."""
         for folder in (self.root / "work").glob("*"):
-            if (self.root / "runs" / f"{folder.name.removesuffix(f'-{RESULTS}')}.json").exists():
+            path = self.root / "runs" / f"{folder.name.removesuffix(f'-{RESULTS}')}.json"
+            if path.exists() and read_json(path).get("version", 1) == RESULTS:
                 with locked(folder / "lock") as mine:
                     if mine:
                         shutil.rmtree(folder, ignore_errors=True)

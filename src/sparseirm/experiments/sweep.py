@@ -163,13 +163,13 @@ def carry_out(
 
 def _pulse(store: Store, recipe: Recipe, deadline: float | None) -> Callable[[Record, list[Point]], None]:
     """What happens between steps: a sign of life now and then, and the end when time is up."""
-    store.beat(recipe, 0)
+    store.beat(recipe, 0, recipe.total_steps)
     last = time.monotonic()
 
     def on_step(record: Record, trajectory: list[Point]) -> None:
         nonlocal last
         if time.monotonic() - last >= BEAT:
-            store.beat(recipe, record.step)
+            store.beat(recipe, record.step, record.total)
             last = time.monotonic()
         if deadline is not None and time.time() > deadline:
             raise OutOfTime
@@ -222,11 +222,10 @@ class _Work:
     def progress(self) -> Progress:
         running, left = [], 0.0
         for recipe, _ in self.flights.values():
-            step = self.store.steps(recipe)
-            over = 0.0 if step is None else step / recipe.total_steps
-            if step is not None:
+            over = self.store.over(recipe)
+            if over is not None:
                 running.append((recipe, over))
-            left += (1 - over) * (self.estimates.seconds(recipe) or math.nan)
+            left += (1 - (over or 0)) * (self.estimates.seconds(recipe) or math.nan)
         seconds = None if math.isnan(left) else left / max(1, len(running))
         failed, postponed = self.counts["failed"], self.counts["postponed"]
         done = self.total - len(self.flights) - failed - postponed
@@ -235,7 +234,7 @@ class _Work:
     def cancel(self) -> None:
         """Take back what has not begun."""
         for recipe, handle in self.flights.values():
-            if self.store.steps(recipe) is None:
+            if self.store.over(recipe) is None:
                 handle.cancel()
 
     def _start(self, recipe: Recipe) -> None:
@@ -244,7 +243,7 @@ class _Work:
 
     def _again(self, recipe: Recipe) -> bool:
         """Start a run again whose process died, unless that has happened too often."""
-        begun = self.store.steps(recipe) is not None  # others only waited in the same executor
+        begun = self.store.over(recipe) is not None  # others only waited in the same executor
         self.losses[recipe.key] += MOST_LOSSES if begun else 1
         again = self.losses[recipe.key] < ATTEMPTS * MOST_LOSSES
         if again:

@@ -50,12 +50,11 @@ def train(
         The result.
     """
     recipe = recipe.resolved()
-    total = recipe.total_steps
-    with bar(label(recipe), total, "steps", shown=first_process()) as move:
+    with bar(label(recipe), recipe.total_steps, "steps", shown=first_process()) as move:
 
         def on_step(record: Record, trajectory: Sequence[Point]) -> None:
-            if record.step % 10 == 0 or record.step == total:
-                move(completed=record.step, note=_note(record, trajectory))
+            if record.step % 10 == 0 or record.step == record.total:
+                move(completed=record.step, total=record.total, note=_note(record, trajectory))
 
         result = run(
             recipe,

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from typing import Any
 
 from sparseirm.core import SettingError
 from sparseirm.methods import METHODS
+from sparseirm.penalties import defaults as penalty_defaults
 from sparseirm.recipe import Recipe
 from sparseirm.registry import lookup
+from sparseirm.sparsifiers import defaults as sparsifier_defaults
 
 DEFAULT = Recipe()
 
@@ -72,7 +75,31 @@ def variants(
         value = getattr(recipe, name)
         if all(getattr(variant, name) != value for variant in chosen):
             raise SettingError(f"`{name}` has no effect with methods {', '.join(methods)}; got {value}.")
-    return [replace(variant, seed=seed) for variant in chosen for seed in seeds]
+    return [replace(variant, seed=seed) for variant in _with_own_options(chosen) for seed in seeds]
+
+
+def _with_own_options(recipes: list[Recipe]) -> list[Recipe]:
+    """Each recipe without options that only penalties or sparsifiers of others know.
+
+    One that none of them knows stays, to be refused.
+    """
+    for name, known in (("penalty_options", _of_penalty), ("sparsifier_options", _of_sparsifier)):
+        each = [known(recipe) if getattr(recipe, name) else {} for recipe in recipes]
+        anywhere = {option for own in each for option in own}
+        for at, own in enumerate(each):
+            given = getattr(recipes[at], name).items()
+            kept = {option: value for option, value in given if option in own or option not in anywhere}
+            change: dict[str, Any] = {name: kept}
+            recipes[at] = replace(recipes[at], **change)
+    return recipes
+
+
+def _of_penalty(recipe: Recipe) -> dict[str, Any]:
+    return penalty_defaults(str(recipe.penalty))
+
+
+def _of_sparsifier(recipe: Recipe) -> dict[str, Any]:
+    return sparsifier_defaults(recipe.sparsifier or METHODS[recipe.method].sparsifier or "probmask")
 
 
 def _sparse_variants(recipe: Recipe, sparsifiers: Sequence[str], densities: Sequence[float]) -> list[Recipe]:

@@ -1,8 +1,11 @@
 """Sparsifiers: how the mask comes about. To add one: write it, name it here."""
 
 from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
 
 from sparseirm.core import Sparsifier
+from sparseirm.registry import lookup
 from sparseirm.sparsifiers.dense import Dense as Dense
 from sparseirm.sparsifiers.dynamic import SET as SET
 from sparseirm.sparsifiers.dynamic import RigL as RigL
@@ -34,3 +37,13 @@ SPARSIFIERS: dict[str, Callable[..., Sparsifier]] = {
     "random": RandomMask,
 }
 """Name to ``(budget, **options) -> sparsifier``."""
+
+
+def defaults(name: str) -> dict[str, Any]:
+    """The options of a sparsifier with their values, by name.
+
+    >>> defaults("random")
+    {'per_layer': False}
+    """
+    maker: Any = lookup("sparsifier", SPARSIFIERS, name)
+    return {f.name: f.default for f in fields(maker) if isinstance(f.default, (bool, int, float, str))}

@@ -27,12 +27,14 @@ class Record:
         risk: mean over environments of their risks, shape ``()``.
         penalty: value of the penalty, unweighted, shape ``()``.
         penalty_weight: lambda of this step.
+        total: number of steps of the whole run.
     """
 
     step: int
     risk: Tensor
     penalty: Tensor
     penalty_weight: float
+    total: int
 
 
 def train(
@@ -91,7 +93,7 @@ def train(
             forget(state, fresh)
             state.step += 1
             weight = plan.penalty_weight_at(now.step)
-            on_step(state, Record(state.step, risk.detach(), spread.detach(), weight))
+            on_step(state, Record(state.step, risk.detach(), spread.detach(), weight, plan.steps))
     return state
 
 

@@ -100,7 +100,7 @@ def train_stages(
         state: where to start, from `enter`; changed in place.
         seed: seed of the run.
         on_step: called after every step with its state and its record, whose steps count on through all
-            stages.
+            stages, as does its total.
         sharding: which part of every batch is this process's.
         shrinking: as in `sparseirm.training.loop.train`, for every stage.
 
@@ -110,6 +110,7 @@ def train_stages(
     Raises:
         NonFiniteError: if risk or penalty become NaN or infinite; names step and quantity.
     """
+    total = steps_before(stages, len(stages))
     for at in range(state.stage, len(stages)):
         if at > state.stage:
             state = enter(network, stages, at, seed, before=state)
@@ -118,7 +119,7 @@ def train_stages(
         earlier = steps_before(stages, at)
 
         def counted(state: State, record: Record, earlier: int = earlier) -> None:
-            on_step(state, replace(record, step=earlier + record.step))
+            on_step(state, replace(record, step=earlier + record.step, total=total))
 
         train(
             *(network, order, loss, penalty, stage.sparsifier, stage.plan, state, own, counted),
