@@ -268,6 +268,17 @@ def test_scores_risks_and_importance_are_what_they_say() -> None:
     assert np.exp(-losses) == pytest.approx([0.75, 0.25])
 
 
+def test_importance_is_measured_on_rows_of_all_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = sem_table(n=400, classes=True).query("site != 'turned'").sort_values(["site", "y"])
+    sample = Sample(rows[["cause0", "cause1"]], rows["y"].to_numpy(), rows["site"].to_numpy())
+    erm = Candidate("erm", "ERM", {"method": "erm", "steps": 60})
+    every = assess(erm, True, "fresh", 0, sample, sample, None)
+    monkeypatch.setattr("sparseirm.study.assessment.IMPORTANCE_ROWS", 150)  # fewer than of the first class
+    some = assess(erm, True, "fresh", 0, sample, sample, None)
+    for a, b in zip(every.seen, some.seen, strict=True):
+        assert b.importance["cause0"] == pytest.approx(a.importance["cause0"], rel=0.5)
+
+
 # Commands.
 
 
