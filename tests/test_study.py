@@ -157,6 +157,14 @@ def test_many_environments_are_left_out_in_groups_and_many_rows_thinned() -> Non
     assert counts.tolist() == [50] * 14 and len(problem.training) > 700
 
 
+def test_a_class_of_few_training_rows_is_refused_in_folds_of_rows_too() -> None:
+    frame = sem_table(n=50, classes=True).query("site in ['a', 'b', 'turned']")
+    rare = [*np.flatnonzero(frame["site"] == "turned")[:10], 0]
+    frame["y"] = np.where(np.isin(np.arange(len(frame)), rare), "rare", frame["y"])
+    with pytest.raises(SettingError, match="class rare of 'y' has no training row when a part of the rows"):
+        folds(problem_of(frame), (0, 1, 2), 1000)
+
+
 def test_a_fit_that_fails_is_named() -> None:
     problem = problem_of(sem_table(n=30))
     bad = Candidate("bad", "A bad one", {"method": "irm", "penalty": "rexx"})
