@@ -242,6 +242,7 @@ ENV = np.repeat([0, 1], 6)
     [
         ({"method": "irmm"}, "Did you mean 'irm'"),
         ({"method": "oracle"}, "Known"),
+        ({"method": "mrm"}, "Known"),
         ({"method": "erm", "penalty": "rex"}, "`penalty` has no effect"),
         ({"method": "irm", "density": 0.5}, "`density` has no effect"),
         ({"method": "bayesianirm", "penalty": "rex"}, "defined by the penalty"),

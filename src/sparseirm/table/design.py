@@ -31,8 +31,8 @@ GATES = {"search": "", "screen": "", "columns": "structured_gmp", "weights": "pr
 SEARCHES = ("search", "screen")
 """Those that find columns before training."""
 
-TABLE_METHODS = [name for name, method in METHODS.items() if not method.gray]
-"""The methods that need no data without the spurious attribute."""
+TABLE_METHODS = [name for name, method in METHODS.items() if not (method.gray or method.retrains)]
+"""The methods that train once, on the data as they are."""
 
 OF_PENALTY = ("penalty", "penalty_options", "penalty_weight", "penalty_from")
 OF_SPARSIFIER = ("gates", "sparsifier", "sparsifier_options", "density", "budget")
