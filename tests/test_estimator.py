@@ -259,6 +259,11 @@ ENV = np.repeat([0, 1], 6)
         ({"gates": "weights", "sparsifier": "structured"}, "does not gate weights"),
         ({"gates": "weights", "sparsifier_options": {"x": 1}}, "'x'"),
         ({"steps": 0}, "`steps`"),
+        ({"steps": 2.5}, "`steps` must be an integer; got 2.5"),
+        ({"width": 16.0}, "`width` must be an integer; got 16.0"),
+        ({"budget": 2.7}, "`budget` must be an integer"),
+        ({"batch_size": "64"}, "`batch_size` must be an integer; got '64'"),
+        ({"budget": True}, "`budget` must be an integer; got True"),
         ({"lr": 0.0}, "`lr`"),
         ({"width": 0}, "`width`"),
         ({"batch_size": 1}, "`batch_size`"),
@@ -291,6 +296,11 @@ def test_data_without_sense_are_refused(changes: dict[str, Any], says: str) -> N
     given = {"X": X, "y": Y, "env": ENV} | changes
     with pytest.raises(ValueError, match=says):
         SparseIRMClassifier(**QUICK).fit(given.pop("X"), given.pop("y"), **given)
+
+
+def test_integers_of_numpy_are_integers() -> None:
+    design = SparseIRMRegressor(budget=np.int64(2), steps=np.int32(5), width=np.int64(8)).design
+    assert (design.most_columns(3), design.plan(10).steps, design.hidden(10)) == (2, 5, 8)
 
 
 def test_a_missing_column_is_named() -> None:
