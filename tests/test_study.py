@@ -18,8 +18,10 @@ from scipy import stats
 from sparseirm.cli import main
 from sparseirm.core import SettingError
 from sparseirm.files import read_json
+from sparseirm.runs import held
 from sparseirm.study.assessment import Candidate, Sample, Seen, assess, constant
 from sparseirm.study.choice import EnvScore, Standing, choose, standings
+from sparseirm.study.common import claimed
 from sparseirm.study.comparison import candidates, compare_candidates, folds
 from sparseirm.study.problem import Problem, build_problem
 from sparseirm.study.study import Study, conduct
@@ -288,6 +290,42 @@ def test_importance_is_measured_on_rows_of_all_classes(monkeypatch: pytest.Monke
 
 
 # Commands.
+
+
+def test_an_output_folder_belongs_to_one_process(tmp_path: Path) -> None:
+    out = tmp_path / "new" / "out"
+    with claimed(out):
+        with pytest.raises(SettingError, match="in use by another process"), claimed(out):
+            pass
+        (out / "result.json").write_text("mine")
+        with pytest.raises(SettingError, match="already holds something"), claimed(out):
+            pass
+    assert [path.name for path in out.iterdir()] == ["result.json"]
+
+
+def test_an_output_folder_is_left_as_it_was_if_something_fails(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for out in (tmp_path / "new" / "out", tmp_path / "empty"):
+        with pytest.raises(KeyboardInterrupt), claimed(out):
+            (out / "folder").mkdir()
+            (out / "folder" / "file").write_text("half")
+            raise KeyboardInterrupt
+    assert list(tmp_path.rglob("*")) == [tmp_path / "empty"]
+
+
+def test_a_folder_filled_just_before_it_is_held_is_not_emptied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def late(out: Path) -> Iterator[None]:
+        (out / "result.json").write_text("another's")
+        with held(out):
+            yield
+
+    monkeypatch.setattr("sparseirm.study.common.held", late)
+    with pytest.raises(SettingError, match="already holds something"), claimed(tmp_path):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
 
 
 @pytest.fixture(scope="module")
