@@ -23,11 +23,6 @@ from sparseirm.study.report import page
 RESULT, REPORT = "result.json", "report.html"
 
 
-def plain_console() -> Console:
-    """Where commands print; what looks like markup in names of the data is printed as it is."""
-    return Console(width=110, highlight=False, markup=False)
-
-
 def check_output(output: Path, data: Path) -> None:
     """Refuse to write predictions over the data, or to a folder."""
     if output.exists() and output.samefile(data):
