@@ -43,7 +43,7 @@ def check_numbers(seeds: Sequence[int], steps: int | None, rows: int = 100) -> N
 
 @contextmanager
 def claimed(out: Path) -> Iterator[None]:
-    """The output folder, in nobody else's hands, made if it is missing, and left as it was if something fails."""
+    """The output folder, made if it is missing, in nobody else's hands, as it was if something fails."""
     _check_free(out)
     made = [folder for folder in (out, *out.parents) if not folder.exists()]
     try:

@@ -127,8 +127,8 @@ def _check_classes(problem: Problem, found: Sequence[Fold]) -> None:
             held = [problem.names[e] for e in np.unique(problem.env[part.fresh])]
             out = listed([repr(name) for name in held]) if part.kind == "held out" else "a part of the rows"
             raise SettingError(
-                f"class {problem.classes[unknown[0]]} of {problem.target!r} has no training row when {out} is "
-                "left out; it could not be predicted. Merge it with another, or remove its rows."
+                f"class {problem.classes[unknown[0]]} of {problem.target!r} has no training row when {out} "
+                "is left out; it could not be predicted. Merge it with another, or remove its rows."
             )
 
 
