@@ -49,6 +49,11 @@ CONTENTS: dict[str, tuple[bytes, str]] = {
     "constant target": (csv(y=[1] * ROWS), "nothing to predict"),
     "constant number as target": (csv(y=[0.5] * ROWS), "nothing to predict"),
     "a class with one row": (csv(y=put(["no", "yes"] * 30, 0, "maybe")), "maybe"),
+    "a class in one environment only": (
+        csv(y=["mid", "high"] * 10 + ["low", "high"] * 20),
+        "class mid of 'y' has no training row when 'a' is left out",
+    ),
+    "the last class in one environment only": (csv(y=[0, 1] * 20 + [0, 2] * 10), "class 2 of 'y'"),
     "a class per row": (csv(y=[f"name {at}" for at in range(ROWS)]), "too many for classes"),
     "infinite value": (csv(x=put(NUMBERS, 7, "inf")), "row 8"),
     "infinite target": (csv(y=put(NUMBERS, 7, "-inf")), "row 8"),

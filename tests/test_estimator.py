@@ -22,6 +22,7 @@ import sparseirm
 from sparseirm.core import SettingError
 from sparseirm.estimator import EnvironmentWarning, SparseIRMClassifier, SparseIRMRegressor, load
 from sparseirm.files import read_json, write_json
+from sparseirm.table.fitting import Rows
 from table_makers import CAUSES, EFFECTS, mixed_table, sem_table
 
 QUICK = {"steps": 30, "width": 8}
@@ -100,9 +101,19 @@ def test_a_sparse_matrix_is_as_good_as_a_dense_one() -> None:
     assert (told[0] == told[1]).all()
 
 
+def test_rows_that_repeat_become_one_with_missing_values_too() -> None:
+    nan = np.nan
+    values = np.array([[nan, 1.0], [2.0, nan], [nan, 1.0], [nan, 2.0], [0.0, 1.0]])
+    rows = Rows(values, np.zeros(5), np.zeros(5, dtype=np.int64), np.array([1.0, 1, 3, 1, 1])).distinct()
+    weights = {str(row): weight for row, weight in zip(rows.values.tolist(), rows.weight, strict=True)}
+    assert weights == {"[nan, 1.0]": 4, "[2.0, nan]": 1, "[nan, 2.0]": 1, "[0.0, 1.0]": 1}
+
+
 @pytest.mark.parametrize("method", ["erm", "sparseirm"])
-def test_weights_stand_for_repeated_rows(method: str) -> None:
+@pytest.mark.parametrize("missing", [0.0, 0.1])
+def test_weights_stand_for_repeated_rows(method: str, missing: float) -> None:
     x, y, env, *_ = split(sem_table(n=30))
+    x = x.mask(np.random.default_rng(0).random(x.shape) < missing)
     times = np.arange(len(y)) % 3
     repeated = np.repeat(np.arange(len(y)), times)
     weighed = SparseIRMRegressor(method, **QUICK).fit(x, y, env=env, sample_weight=times)
@@ -242,6 +253,7 @@ ENV = np.repeat([0, 1], 6)
     [
         ({"method": "irmm"}, "Did you mean 'irm'"),
         ({"method": "oracle"}, "Known"),
+        ({"method": "mrm"}, "Known"),
         ({"method": "erm", "penalty": "rex"}, "`penalty` has no effect"),
         ({"method": "irm", "density": 0.5}, "`density` has no effect"),
         ({"method": "bayesianirm", "penalty": "rex"}, "defined by the penalty"),
@@ -258,6 +270,11 @@ ENV = np.repeat([0, 1], 6)
         ({"gates": "weights", "sparsifier": "structured"}, "does not gate weights"),
         ({"gates": "weights", "sparsifier_options": {"x": 1}}, "'x'"),
         ({"steps": 0}, "`steps`"),
+        ({"steps": 2.5}, "`steps` must be an integer; got 2.5"),
+        ({"width": 16.0}, "`width` must be an integer; got 16.0"),
+        ({"budget": 2.7}, "`budget` must be an integer"),
+        ({"batch_size": "64"}, "`batch_size` must be an integer; got '64'"),
+        ({"budget": True}, "`budget` must be an integer; got True"),
         ({"lr": 0.0}, "`lr`"),
         ({"width": 0}, "`width`"),
         ({"batch_size": 1}, "`batch_size`"),
@@ -290,6 +307,11 @@ def test_data_without_sense_are_refused(changes: dict[str, Any], says: str) -> N
     given = {"X": X, "y": Y, "env": ENV} | changes
     with pytest.raises(ValueError, match=says):
         SparseIRMClassifier(**QUICK).fit(given.pop("X"), given.pop("y"), **given)
+
+
+def test_integers_of_numpy_are_integers() -> None:
+    design = SparseIRMRegressor(budget=np.int64(2), steps=np.int32(5), width=np.int64(8)).design
+    assert (design.most_columns(3), design.plan(10).steps, design.hidden(10)) == (2, 5, 8)
 
 
 def test_a_missing_column_is_named() -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from html_pages import parsed
 from image_makers import encoded, noise_image, write_folder, write_manifest
@@ -24,7 +25,7 @@ from sparseirm.data.own import own_images
 from sparseirm.study import image_commands
 from sparseirm.study.fit import holds_images
 from sparseirm.study.image_result import as_image_result
-from sparseirm.study.image_runs import assess_images, candidates, recipe_of
+from sparseirm.study.image_runs import assess_images, attention, candidates, recipe_of
 from sparseirm.study.image_study import conduct_images
 from sparseirm.study.images import LISTINGS, brought_to_size, find_images
 
@@ -113,6 +114,21 @@ def test_small_copies_are_the_same_images(root: Path) -> None:
         one, other = getattr(copies, part), getattr(whole, part)
         assert one.names == other.names and torch.equal(one.samples.x, other.samples.x)
         assert torch.equal(one.samples.y, other.samples.y)
+
+
+class Squares(nn.Module):
+    """The sum of squares of an image, whose slope by a pixel is twice its value."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x**2).sum((1, 2, 3)).unsqueeze(1)
+
+
+@pytest.mark.parametrize("n", [4, 512, 513, 2000])
+def test_attention_is_that_of_images_of_all_environments(n: int) -> None:
+    x = torch.zeros(n, 3, 2, 2)
+    x[: n // 2, :, 0, 0] = 1.0  # images come environment by environment
+    x[n // 2 :, :, 1, 1] = 1.0
+    assert attention(Squares(), x).flatten().tolist() == pytest.approx([1, 0, 0, 1], abs=0.01)
 
 
 def test_folder_and_list_give_the_same_study(root: Path, tmp_path: Path) -> None:

@@ -361,3 +361,14 @@ def test_a_sweep_runs_on_own_images_once(root: Path, tmp_path: Path) -> None:
     with ThreadPoolExecutor(1) as pool:
         first, again = (sweep(recipes, store, pool, table) for _ in range(2))
     assert first == again and [result.recipe.method for result in first if result] == ["erm", "irm"]
+
+
+def test_names_that_look_like_markup_are_printed_as_they_are(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = write_manifest(root)
+    table.write_text(table.read_text().replace(",a\n", ",[/b]\n").replace(",c\n", ",[red]c\n"))
+    flags = ["--width", "2", "--steps", "2", "--test-envs", "[red]c", "--data-root", str(table)]
+    assert main(["train", "--data", "manifest", *flags]) == 0
+    told = capsys.readouterr().out
+    assert "[/b]: " in told and "[red]c: " in told

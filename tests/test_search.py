@@ -144,6 +144,22 @@ def test_the_best_of_all_sets_is_found() -> None:
     assert find_columns(**given) == list(best)
 
 
+def test_the_search_from_all_columns_foresees_the_cost_of_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "RIDGE", 1e-9)
+    started, state = [], _Search.state
+
+    def noted(search: _Search, chosen: tuple[int, ...]) -> Any:
+        started.append((search, state(search, chosen)))
+        return started[-1][1]
+
+    monkeypatch.setattr(_Search, "state", noted)
+    find_columns(**drawn(MODELS["five causes"], 200, classes=False))
+    search, whole = next((search, one) for search, one in started if len(one.chosen) == 20)
+    for column in range(20):
+        without = state(search, tuple(c for c in range(20) if c != column)).objective
+        assert whole.foreseen[column] == pytest.approx(without, rel=0.02)
+
+
 def test_many_rows_and_inputs_are_thinned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MOST_ROWS", 1000)
     monkeypatch.setattr(module, "MOST_INPUTS", 20)

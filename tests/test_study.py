@@ -18,8 +18,10 @@ from scipy import stats
 from sparseirm.cli import main
 from sparseirm.core import SettingError
 from sparseirm.files import read_json
+from sparseirm.runs import held
 from sparseirm.study.assessment import Candidate, Sample, Seen, assess, constant
 from sparseirm.study.choice import EnvScore, Standing, choose, standings
+from sparseirm.study.common import claimed
 from sparseirm.study.comparison import candidates, compare_candidates, folds
 from sparseirm.study.problem import Problem, build_problem
 from sparseirm.study.study import Study, conduct
@@ -157,6 +159,14 @@ def test_many_environments_are_left_out_in_groups_and_many_rows_thinned() -> Non
     assert counts.tolist() == [50] * 14 and len(problem.training) > 700
 
 
+def test_a_class_of_few_training_rows_is_refused_in_folds_of_rows_too() -> None:
+    frame = sem_table(n=50, classes=True).query("site in ['a', 'b', 'turned']")
+    rare = [*np.flatnonzero(frame["site"] == "turned")[:10], 0]
+    frame["y"] = np.where(np.isin(np.arange(len(frame)), rare), "rare", frame["y"])
+    with pytest.raises(SettingError, match="class rare of 'y' has no training row when a part of the rows"):
+        folds(problem_of(frame), (0, 1, 2), 1000)
+
+
 def test_a_fit_that_fails_is_named() -> None:
     problem = problem_of(sem_table(n=30))
     bad = Candidate("bad", "A bad one", {"method": "irm", "penalty": "rexx"})
@@ -268,7 +278,54 @@ def test_scores_risks_and_importance_are_what_they_say() -> None:
     assert np.exp(-losses) == pytest.approx([0.75, 0.25])
 
 
+def test_importance_is_measured_on_rows_of_all_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = sem_table(n=400, classes=True).query("site != 'turned'").sort_values(["site", "y"])
+    sample = Sample(rows[["cause0", "cause1"]], rows["y"].to_numpy(), rows["site"].to_numpy())
+    erm = Candidate("erm", "ERM", {"method": "erm", "steps": 60})
+    every = assess(erm, True, "fresh", 0, sample, sample, None)
+    monkeypatch.setattr("sparseirm.study.assessment.IMPORTANCE_ROWS", 150)  # fewer than of the first class
+    some = assess(erm, True, "fresh", 0, sample, sample, None)
+    for a, b in zip(every.seen, some.seen, strict=True):
+        assert b.importance["cause0"] == pytest.approx(a.importance["cause0"], rel=0.5)
+
+
 # Commands.
+
+
+def test_an_output_folder_belongs_to_one_process(tmp_path: Path) -> None:
+    out = tmp_path / "new" / "out"
+    with claimed(out):
+        with pytest.raises(SettingError, match="in use by another process"), claimed(out):
+            pass
+        (out / "result.json").write_text("mine")
+        with pytest.raises(SettingError, match="already holds something"), claimed(out):
+            pass
+    assert [path.name for path in out.iterdir()] == ["result.json"]
+
+
+def test_an_output_folder_is_left_as_it_was_if_something_fails(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for out in (tmp_path / "new" / "out", tmp_path / "empty"):
+        with pytest.raises(KeyboardInterrupt), claimed(out):
+            (out / "folder").mkdir()
+            (out / "folder" / "file").write_text("half")
+            raise KeyboardInterrupt
+    assert list(tmp_path.rglob("*")) == [tmp_path / "empty"]
+
+
+def test_a_folder_filled_just_before_it_is_held_is_not_emptied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def late(out: Path) -> Iterator[None]:
+        (out / "result.json").write_text("another's")
+        with held(out):
+            yield
+
+    monkeypatch.setattr("sparseirm.study.common.held", late)
+    with pytest.raises(SettingError, match="already holds something"), claimed(tmp_path):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
 
 
 @pytest.fixture(scope="module")

@@ -215,10 +215,10 @@ class Sparsifier(Protocol):
 
     All vectors are flat, shape ``(d,)``; `Layout` says which tensor each stretch belongs to.
     Attributes that a sparsifier must have besides: ``budget`` (K, number of weights kept at the end)
-    and ``score_lr`` (learning rate of ``memory.learned``). A ``score_eps`` above 0 is Adam's epsilon for these,
-    in units of 1 / d; by default it is that of the weights. One whose mask is decided before the run is over
-    may say so with a method ``final_mask(weights, memory, now)``, which gives the mask from the moment on in
-    which it stays as it is and gradients of other weights are of no use, and None before.
+    and ``score_lr`` (learning rate of ``memory.learned``). A ``score_eps`` above 0 is Adam's epsilon for
+    these, in units of 1 / d; by default it is that of the weights. One whose mask is decided before the run
+    is over may say so with a method ``final_mask(weights, memory, now)``, which gives the mask from the
+    moment on in which it stays as it is and gradients of other weights are of no use, and None before.
     """
 
     @property

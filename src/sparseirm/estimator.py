@@ -19,7 +19,7 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_dat
 from torch import Tensor
 
 from sparseirm.core import Loss, NonFiniteError, SettingError, Tensors
-from sparseirm.files import read_json, read_tensors, write_json, write_tensors
+from sparseirm.files import plain, read_json, read_tensors, write_json, write_tensors
 from sparseirm.losses import BINARY, MULTICLASS, SQUARED
 from sparseirm.registry import one_of
 from sparseirm.table.columns import Column, infer_columns
@@ -438,8 +438,8 @@ def as_saved(estimator: _SparseIRM) -> dict[str, Any]:
         parameters["class_weight"] = list(parameters["class_weight"].items())
     return {
         "class": type(estimator).__name__,
-        "parameters": _plain(parameters),
-        "fitted": _plain({name: getattr(estimator, name) for name in SAVED if hasattr(estimator, name)}),
+        "parameters": plain(parameters),
+        "fitted": plain({name: getattr(estimator, name) for name in SAVED if hasattr(estimator, name)}),
         "encoding": estimator.encoding_.to_json(),
         "width": len(next(estimator.module_.parameters())),
     }
@@ -502,14 +502,3 @@ def _restored(payload: dict[str, Any], tensors: Tensors) -> Estimator:
     module.double().load_state_dict(tensors)
     estimator.module_ = module.eval()
     return estimator
-
-
-def _plain(value: Any) -> Any:
-    """Arrays and numpy numbers as plain data, within dictionaries and lists too."""
-    if isinstance(value, dict):
-        return {name: _plain(part) for name, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(part) for part in value]
-    if isinstance(value, (np.ndarray, np.generic)):
-        return value.tolist()
-    return value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import secrets
 import struct
@@ -14,6 +15,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
+import numpy as np
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -135,6 +137,29 @@ def canonical(payload: Any) -> str:
     '{"a":[0.5],"b":1}'
     """
     return json.dumps(payload, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def plain(value: Any) -> Any:
+    """Anything as JSON has words for.
+
+    Args:
+        value: dictionaries, lists, tuples, arrays and numbers, within each other.
+
+    Returns:
+        The same with text as keys, lists for tuples and arrays, Python's numbers for numpy's, and None for
+        numbers that are not finite.
+
+    Example:
+        >>> plain({1: (np.arange(2), np.float32(0.5)), "b": float("nan")})
+        {'1': [[0, 1], 0.5], 'b': None}
+    """
+    if isinstance(value, dict):
+        return {str(name): plain(part) for name, part in value.items()}
+    if isinstance(value, (np.ndarray, np.generic)):
+        return plain(value.tolist())
+    if isinstance(value, (list, tuple)):
+        return [plain(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_json(path: Path, payload: dict[str, Any]) -> None:

@@ -214,7 +214,7 @@ def run(
         with sharding.first_process_first():
             if folder is not None:
                 if sharding.rank == 0:
-                    open_until_the_end.enter_context(_held(folder))
+                    open_until_the_end.enter_context(held(folder))
                 finished = _claim(folder, recipe, resume)
         sharding.check_alike("results found", {}, str(finished is None))
         shrinking = Shrinking() if shrink else None
@@ -450,8 +450,18 @@ def _checkpoint_seconds() -> float:
 
 
 @contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    """The output folder, in nobody else's hands, and without files that a killed process began."""
+def held(folder: Path) -> Iterator[None]:
+    """An output folder in nobody else's hands, made if it is missing, without files a killed process began.
+
+    Args:
+        folder: the folder; it holds the file `LOCK` meanwhile.
+
+    Yields:
+        None: while no other process can hold it.
+
+    Raises:
+        SettingError: if another process holds it, or it cannot be written to.
+    """
     writable(folder)
     with locked(folder / LOCK) as mine:
         if not mine:

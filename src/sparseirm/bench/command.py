@@ -192,4 +192,4 @@ def _show(report: Mapping[str, Any], out: Path) -> None:
             console.print(shown)
     for note in report["notes"]:
         console.print(f"note: {note}.", highlight=False)
-    console.print(f"written to {out / BENCH}", highlight=False)
+    console.print(f"written to {out / BENCH}", highlight=False, markup=False)

@@ -159,7 +159,7 @@ def _check_name(out: Path) -> None:
 
 
 def _show(report: Export, out: Path | None) -> None:
-    console, small = Console(width=100), report.compaction
+    console, small = Console(width=100, markup=False), report.compaction
     hidden = ", ".join(f"{name}: {after} of {before}" for name, (before, after) in small.units.items())
     lines = [
         f"kept {report.kept} of {report.n_weights} weights (density {report.kept / report.n_weights:.3g})",

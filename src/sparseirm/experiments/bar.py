@@ -24,10 +24,10 @@ def bar(title: str, total: int, unit: str, shown: bool = True) -> Iterator[Calla
         what stands beside it.
     """
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TextColumn("{task.completed:.0f}/{task.total:.0f} " + unit),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
         TimeRemainingColumn(),
     )
     console = Console(stderr=True)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 
 from sparseirm.core import SettingError
 from sparseirm.experiments.executors import local
@@ -14,7 +13,7 @@ from sparseirm.experiments.figures import comparison
 from sparseirm.experiments.progress import reporter
 from sparseirm.experiments.rules import rounds, side_by_side
 from sparseirm.experiments.rules import table as by_rule
-from sparseirm.experiments.sheets import plain_table
+from sparseirm.experiments.sheets import plain_console, plain_table
 from sparseirm.experiments.store import Store
 from sparseirm.experiments.sweep import sweep
 from sparseirm.experiments.tables import HEADINGS, Row, cells, markdown, markdown_table, notes, rows
@@ -72,13 +71,13 @@ def compare(
         raise SettingError(f"no run finished; the reasons are in {store / 'failed'}.")
     title = "accuracy at the last step, in percent: mean ± standard deviation over seeds"
     shown_table = plain_table(HEADINGS, map(cells, table), title)
-    Console(width=100).print(shown_table, *notes(table), sep="\n")
+    plain_console(100).print(shown_table, *notes(table), sep="\n")
     text = markdown(table)
     if rules:
         chosen = [(row.label, side_by_side(row.results, Store(store).get)) for row in table]
         headings, lines = by_rule(chosen)
         refusals = sorted({f"{one.refusal}\n" for _, each in chosen for one in each if one.refusal})
-        Console(width=120).print(plain_table(headings, lines), *refusals, sep="\n", highlight=False)
+        plain_console(120).print(plain_table(headings, lines), *refusals, sep="\n")
         text += "\n".join(["", markdown_table(headings, lines), *refusals])
     write_bytes(out / "compare.md", text.encode())
     figure = comparison(table, f"{recipe.data}: seen and unseen environments", out / "compare.svg")

@@ -158,6 +158,7 @@ def _say_what_is_not_run(console: Console, store: Store, cells: Sequence[Cell]) 
             f"{outdated} results in {store.root} are of another version of the code, whose numbers differ: "
             "they count as missing and will be run again.",
             highlight=False,
+            markup=False,
         )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from sparseirm.experiments.tables import markdown_table
 
@@ -31,6 +32,18 @@ class Sheet:
         return markdown_table(self.headings, self.rows)
 
 
+def plain_console(width: int | None = 110) -> Console:
+    """Where commands print; what looks like markup in names of the data is printed as it is.
+
+    Args:
+        width: characters per line; None for those of the terminal.
+
+    Returns:
+        The console.
+    """
+    return Console(width=width, highlight=False, markup=False)
+
+
 def plain_table(headings: Sequence[str], lines: Iterable[Sequence[str]], title: str | None = None) -> Table:
     """A table of the terminal, the first column to the left."""
     shown = Table(title=title)
@@ -43,10 +56,10 @@ def plain_table(headings: Sequence[str], lines: Iterable[Sequence[str]], title: 
 
 def show(sheets: Iterable[Sheet]) -> None:
     """Print sheets."""
-    console = Console(width=None if Console().is_terminal else 160)
+    console = plain_console(None if Console().is_terminal else 160)
     for sheet in sheets:
         table = plain_table(sheet.headings, sheet.rows)
-        console.print(f"\n[bold]{sheet.title}[/bold]\n{sheet.note}", table, sep="\n", highlight=False)
+        console.print(Text(f"\n{sheet.title}", style="bold"), sheet.note, table, sep="\n")
 
 
 def page(title: str, sheets: Iterable[Sheet]) -> bytes:

@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from sparseirm.experiments.sheets import page, show
 from sparseirm.experiments.theory_figure import draw
 from sparseirm.experiments.theory_study import LAMBDA, TheoryReport, compute
 from sparseirm.experiments.theory_tables import sheets
-from sparseirm.files import write_bytes, write_json
+from sparseirm.files import plain, write_bytes, write_json
 
 
-def _plain(value: Any) -> Any:
-    """Anything of a report as JSON: no functions, None for NaN and for infinity."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, np.ndarray):
-        return _plain(value.tolist())
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value.__name__ if callable(value) else value
+def _without_functions(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Fields of a report, with the names of functions in their place."""
+    return {name: value.__name__ if callable(value) else value for name, value in pairs}
 
 
 def theory(out: Path = Path("out/theory"), quick: bool = False) -> TheoryReport:
@@ -59,7 +48,8 @@ def publish(report: TheoryReport, out: Path) -> None:
     """
     tables = sheets(report)
     show(tables)
-    write_json(out / "theory.json", _plain({**asdict(report), "penalty_weight": LAMBDA}))
+    numbers = asdict(report, dict_factory=_without_functions)
+    write_json(out / "theory.json", plain({**numbers, "penalty_weight": LAMBDA}))
     write_bytes(out / "theory.md", page("Theory, computed", tables))
     figure = draw(report, out / "theory.svg")
     print(f"figure: {figure}, tables: {out / 'theory.md'}, numbers: {out / 'theory.json'}")

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 
 from sparseirm.experiments.bar import bar
+from sparseirm.experiments.sheets import plain_console
 from sparseirm.experiments.tables import label
 from sparseirm.recipe import Recipe
 from sparseirm.runs import Point, Result, run
@@ -72,27 +72,25 @@ def train(
 
 
 def _print(result: Result) -> None:
-    console = Console(width=100)
+    console = plain_console(100)
     for number, found in enumerate(result.inferred or []):
         rate = found["agreement"]
         agreement = "" if rate is None else f", spurious attribute and label agree in {100 * rate:.1f} %"
-        console.print(f"inferred {number}: {found['size']} samples{agreement}", highlight=False)
+        console.print(f"inferred {number}: {found['size']} samples{agreement}")
     for split, score in result.last.items():
         each = ", ".join(f"{name}: {value:.1f}" for name, value in score.per_env.items())
-        console.print(f"{split:>5} accuracy {score.accuracy:5.1f} %  ({each})", highlight=False)
+        console.print(f"{split:>5} accuracy {score.accuracy:5.1f} %  ({each})")
     if result.source_note:
-        console.print(f"data: {result.source_note}", highlight=False)
+        console.print(f"data: {result.source_note}")
     console.print(
         f"kept {result.kept} of {result.n_weights} weights (density {result.kept / result.n_weights:.3g}) "
         f"in {result.seconds:.0f} s",
-        highlight=False,
     )
     if result.shrunk:
         flops, seconds = (result.shrunk[name] for name in ("flops_per_step", "seconds_per_pass"))
         console.print(
             f"with its mask decided the network took {flops['after'] / flops['before']:.0%} of the FLOPs and "
             f"{seconds['after'] / seconds['before']:.0%} of the time for a pass",
-            highlight=False,
         )
 
 

@@ -201,7 +201,9 @@ class _View:
     def _seen(
         self, env: str, y: NDArray[Any], inputs: Tensor, logits: Tensor, target: Tensor, apart: float | None
     ) -> Seen:
-        importance = self._importance(env, inputs[:IMPORTANCE_ROWS], target[:IMPORTANCE_ROWS])
+        luck = torch.randperm(len(target), generator=generator(self.seed, "importance rows", env))
+        some = luck[:IMPORTANCE_ROWS].sort().values  # rows come class by class
+        importance = self._importance(env, inputs[some], target[some])
         return seen_in(
             env, logits, target, self.model.loss, float(self.constant(y).mean()), apart, importance
         )

@@ -14,6 +14,7 @@ from sparseirm.core import SettingError
 from sparseirm.estimator import SparseIRMClassifier, load
 from sparseirm.experiments.bar import bar
 from sparseirm.experiments.executors import local
+from sparseirm.experiments.sheets import plain_console
 from sparseirm.files import write_bytes
 from sparseirm.monitor import counted, listed
 from sparseirm.runs import environment
@@ -21,7 +22,6 @@ from sparseirm.study.common import (
     check_numbers,
     check_output,
     claimed,
-    plain_console,
     say_files,
     say_findings,
     say_table,

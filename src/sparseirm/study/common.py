@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +14,13 @@ from rich.table import Table
 from rich.text import Text
 
 from sparseirm.core import SettingError
-from sparseirm.files import writable, write_bytes, write_json
+from sparseirm.files import write_bytes, write_json
 from sparseirm.monitor import Finding
+from sparseirm.runs import LOCK, held
 from sparseirm.study.choice import Choice, EnvScore, Standing
 from sparseirm.study.report import page
 
 RESULT, REPORT = "result.json", "report.html"
-
-
-def plain_console() -> Console:
-    """Where commands print; what looks like markup in names of the data is printed as it is."""
-    return Console(width=110, highlight=False, markup=False)
 
 
 def check_output(output: Path, data: Path) -> None:
@@ -47,20 +43,34 @@ def check_numbers(seeds: Sequence[int], steps: int | None, rows: int = 100) -> N
 
 @contextmanager
 def claimed(out: Path) -> Iterator[None]:
-    """The output folder, made if it is missing, and left as it was if something fails."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    """The output folder, made if it is missing, in nobody else's hands, as it was if something fails."""
+    _check_free(out)
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
+    try:
+        with held(out):
+            _check_free(out)  # another process may have filled it before this one held it
+            try:
+                yield
+            except BaseException:
+                for path in _content(out):
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+                raise
+    except BaseException:
+        for folder in made:
+            with suppress(OSError):  # it is not empty: somebody else uses it
+                folder.rmdir()
+        raise
+
+
+def _check_free(out: Path) -> None:
+    """Refuse an output folder that holds something, or is a file."""
+    if out.exists() and (not out.is_dir() or _content(out)):
         what = "holds something" if out.is_dir() else "is a file"
         raise SettingError(f"`out` {str(out)!r} already {what}; choose another folder.")
-    made = [folder for folder in (out, *out.parents) if not folder.exists()]
-    writable(out)
-    try:
-        yield
-    except BaseException:
-        for path in out.iterdir():
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-        for folder in made:
-            folder.rmdir()
-        raise
+
+
+def _content(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.name != LOCK]
 
 
 def say_table(console: Console, table: Sequence[Standing], choice: Choice, unit: str) -> None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from sparseirm.core import NonFiniteError, SettingError
 from sparseirm.experiments.executors import Handle, Submitter
-from sparseirm.monitor import counted
+from sparseirm.monitor import counted, listed
 from sparseirm.study.assessment import Assessment, Candidate, Sample, assess
 from sparseirm.study.problem import Problem
 from sparseirm.table.thinning import thinned
@@ -95,6 +95,9 @@ def folds(problem: Problem, seeds: Sequence[int], most_rows: int) -> list[Fold]:
 
     Returns:
         The folds.
+
+    Raises:
+        SettingError: if a class has no training row in one of them.
     """
     rows = _thinned(problem, most_rows)
     env = problem.env[rows]
@@ -110,7 +113,23 @@ def folds(problem: Problem, seeds: Sequence[int], most_rows: int) -> list[Fold]:
     for at, seed in enumerate(seeds):
         left = np.arange(len(rows)) % parts == at
         found.append(Fold("fresh", seed, rows[~left], rows[left]))
+    if problem.classes:
+        _check_classes(problem, found)
     return found
+
+
+def _check_classes(problem: Problem, found: Sequence[Fold]) -> None:
+    """Refuse folds in which a class is to be predicted that training does not know."""
+    codes = problem.codes.astype(np.int64)
+    for part in found:
+        unknown = np.setdiff1d(codes[part.fresh], codes[part.train])
+        if len(unknown):
+            held = [problem.names[e] for e in np.unique(problem.env[part.fresh])]
+            out = listed([repr(name) for name in held]) if part.kind == "held out" else "a part of the rows"
+            raise SettingError(
+                f"class {problem.classes[unknown[0]]} of {problem.target!r} has no training row when {out} "
+                "is left out; it could not be predicted. Merge it with another, or remove its rows."
+            )
 
 
 def _thinned(problem: Problem, most_rows: int) -> NDArray[np.int64]:

@@ -18,6 +18,7 @@ from sparseirm.data.decoding import is_image_name
 from sparseirm.data.own import pixels
 from sparseirm.experiments.bar import bar
 from sparseirm.experiments.executors import local
+from sparseirm.experiments.sheets import plain_console
 from sparseirm.files import read_tensors, write_bytes
 from sparseirm.monitor import listed
 from sparseirm.runs import MODEL, load_model
@@ -26,7 +27,6 @@ from sparseirm.study.common import (
     check_numbers,
     check_output,
     claimed,
-    plain_console,
     say_files,
     say_findings,
     say_table,

@@ -13,8 +13,9 @@ from matplotlib import colormaps
 from PIL import Image
 from torch import Tensor
 
+from sparseirm.files import plain
 from sparseirm.study.image_study import ImageStudy
-from sparseirm.study.result import calibration, comparison, spelled
+from sparseirm.study.result import calibration, comparison
 
 
 def as_image_result(study: ImageStudy, settings: dict[str, Any]) -> dict[str, Any]:
@@ -31,7 +32,7 @@ def as_image_result(study: ImageStudy, settings: dict[str, Any]) -> dict[str, An
     taken = choice.taken.candidate
     return cast(
         dict[str, Any],
-        spelled(
+        plain(
             {
                 "status": "done",
                 "kind": "images",

@@ -206,12 +206,13 @@ def attention(module: nn.Module, x: Tensor) -> Tensor:
 
     Args:
         module: the network.
-        x: ``(n, 3, size, size)``; the first `CHUNK` images are used.
+        x: ``(n, 3, size, size)``; of more than `CHUNK` images so many are used, from first to last.
 
     Returns:
         ``(size, size)``, relative to the largest.
     """
-    images = x[:CHUNK].clone().requires_grad_()
+    places = torch.linspace(0, len(x) - 1, min(len(x), CHUNK), dtype=torch.float64).round().long()
+    images = x[places].requires_grad_()
     out = module.eval()(images)
     total = torch.zeros(x.shape[2:])
     for k in range(out.shape[1]):

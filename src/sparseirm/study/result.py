@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
+from sparseirm.files import plain
 from sparseirm.study.assessment import Assessment, Seen
 from sparseirm.study.choice import LEAST_SKILL, MOST_DISAGREEMENT, MOST_UNEVEN, Choice, Standing
 from sparseirm.study.problem import Problem
@@ -42,8 +42,7 @@ def as_result(study: Study, settings: dict[str, Any], machine: dict[str, Any]) -
         "seconds": study.seconds,
         "environment": machine,
     }
-    plain: dict[str, Any] = spelled(payload)
-    return plain
+    return dict(plain(payload))
 
 
 def _data(problem: Problem) -> dict[str, Any]:
@@ -149,14 +148,3 @@ def _model(study: Study) -> dict[str, Any]:
         "steps": fitted.steps,
         "trace": [asdict(trace) for trace in fitted.traces],
     }
-
-
-def spelled(value: Any) -> Any:
-    """The same with lists for tuples, and None for numbers that are not finite."""
-    if isinstance(value, dict):
-        return {str(name): spelled(part) for name, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [spelled(part) for part in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from numbers import Integral
 from typing import Any, cast
 
 from torch import nn
@@ -31,11 +32,12 @@ GATES = {"search": "", "screen": "", "columns": "structured_gmp", "weights": "pr
 SEARCHES = ("search", "screen")
 """Those that find columns before training."""
 
-TABLE_METHODS = [name for name, method in METHODS.items() if not method.gray]
-"""The methods that need no data without the spurious attribute."""
+TABLE_METHODS = [name for name, method in METHODS.items() if not (method.gray or method.retrains)]
+"""The methods that train once, on the data as they are."""
 
 OF_PENALTY = ("penalty", "penalty_options", "penalty_weight", "penalty_from")
 OF_SPARSIFIER = ("gates", "sparsifier", "sparsifier_options", "density", "budget")
+INTEGERS = ("budget", "width", "steps", "batch_size")
 OF_GROUPS = ("groups", "budget_in", "blocks")
 
 
@@ -99,6 +101,10 @@ class Design:
         for name, why in idle.items():
             if getattr(self, name) is not None:
                 raise SettingError(f"`{name}` has no effect: method {self.method!r} {why}. Leave it out.")
+        for name in INTEGERS:
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, Integral)):
+                raise SettingError(f"`{name}` must be an integer; got {value!r}.")
         if self.width is not None and self.width < 1:
             raise SettingError(f"`width` must be at least 1; got {self.width}.")
         if self.density is not None and self.budget is not None:

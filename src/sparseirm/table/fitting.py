@@ -48,7 +48,8 @@ class Rows:
 
         So a weight of 2 and a row given twice mean the same to the last bit, in whatever order rows come.
         """
-        keys = np.column_stack([self.values, self.y, self.env])
+        known = np.where(np.isnan(self.values), np.inf, self.values)  # NaN is not equal to itself
+        keys = np.column_stack([known, self.y, self.env])
         _, first, place = np.unique(keys, axis=0, return_index=True, return_inverse=True)
         weight = np.bincount(place.reshape(-1), weights=self.weight).astype(np.float64)
         return Rows(self.values[first], self.y[first], self.env[first], weight)

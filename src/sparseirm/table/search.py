@@ -80,7 +80,7 @@ def find_columns(
     search = _Search(x[rows].astype(np.float64), targets[rows], env[rows], weight[rows], sizes, classifies)
     most = len(sizes) if most is None else most
     known = search.strongest(np.array(sorted(offered or range(len(sizes)))))
-    starts: list[tuple[int, ...]] = [(), tuple(known)] if len(known) <= MOST_STEPS else [()]
+    starts: list[tuple[int, ...]] = [(), tuple(sorted(known))] if len(known) <= MOST_STEPS else [()]
     found = [search.climb(search.best_on_way(start, known, most), known, most) for start in starts]
     return sorted(min(found, key=lambda state: state.objective).chosen)
 
