@@ -23,6 +23,9 @@ TOLERANCE = 1e-5
 
 STEPS = 20
 
+N, WIDTH = 512, 64
+"""Samples and hidden units compared: few, for large sums amplify their rounding from step to step."""
+
 EPS = 1e-4
 """Adam's epsilon of both. With a tiny one it turns the rounding error of a gradient near zero into a step."""
 
@@ -73,7 +76,7 @@ def paired_draws(u: Tensor, noise: torch.Generator) -> tuple[Tensor, Tensor]:
     return (second.log() * (1 - u.double()) / u.double()).exp(), second
 
 
-def compare(n: int = 512, width: int = 64, steps: int = STEPS) -> Gate:
+def compare(n: int = N, width: int = WIDTH, steps: int = STEPS) -> Gate:
     """Train ours and the released way on the same samples from the same weights with the same noise, in fp32.
 
     Args:

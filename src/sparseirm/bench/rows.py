@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sparseirm.bench import alternatives, peers
 from sparseirm.bench.elsewhere import Call, elsewhere
-from sparseirm.bench.equality import EPS, STEPS, TOLERANCE, apart
+from sparseirm.bench.equality import EPS, STEPS, TOLERANCE, WIDTH, N, apart
 from sparseirm.bench.isolated import Task, measured
 from sparseirm.bench.released import bisect
 from sparseirm.bench.timing import (
@@ -54,7 +54,7 @@ from sparseirm.sparsifiers import StructuredProbMask, projection, top_k
 from sparseirm.sparsifiers.gates import gated
 from sparseirm.sparsifiers.projection import project
 from sparseirm.training.loop import Record
-from sparseirm.training.precision import PRECISIONS, fast_matmul, kept_memory
+from sparseirm.training.precision import PRECISIONS, fast_matmul
 from sparseirm.training.state import State
 
 RELEASED = "the released way"
@@ -136,7 +136,7 @@ def training_step(size: Size) -> Part:
         for kind, (options, invariant) in kinds.items()
     }
     calls = {" ".join(key): run.step for key, run in runs.items()}
-    with _released() as ways, kept_memory():
+    with _released() as ways:
         references = _each(ways, "step", n=size.n, width=size.width)
         times = interleaved({**references, **calls}, size.repeats)
     limits = gemm_limits(size.n, _sizes(batch, size.width), size.repeats)
@@ -165,8 +165,7 @@ def shrinking(size: Size) -> Part:
         whole, small = (_structured(batch, module, density, found) for found in (None, Shrunk()))
         for run in (whole, small):
             run.step()  # decides the mask; the next one finds out what is constant
-        with kept_memory():
-            times = interleaved({"whole": whole.step, "small": small.step}, size.repeats)
+        times = interleaved({"whole": whole.step, "small": small.step}, size.repeats)
         what = f"training step, fp32, {density:.0%} of the weights in whole neurons, mask decided, shrunk"
         rows.append(row(what, times["small"], times["whole"], "the same step, not shrunk"))
     worst = max(map(_shrunk_apart, densities))
@@ -176,7 +175,7 @@ def shrinking(size: Size) -> Part:
 
 def _shrunk_apart(density: float) -> float:
     """How far shrinking leads from where plain training does, at the size of `sparseirm.bench.equality`."""
-    batch, module = samples(512), perceptron(64)
+    batch, module = samples(N), perceptron(WIDTH)
     runs = [_structured(batch, module, density, found) for found in (None, Shrunk())]
     for run in runs:
         for _ in range(STEPS):
@@ -211,7 +210,7 @@ def whole_run(size: Size) -> Part:
         run.train(look)
 
     whole, sizes = {p: partial(our_run, p) for p in PRECISIONS}, {"n": size.n, "width": size.width}
-    with _released() as ways, kept_memory():
+    with _released() as ways:
         references = _each(ways, "run", **sizes, epochs=size.epochs)
         times = interleaved({**references, **whole}, max(1, size.repeats - 2))
         pieces = interleaved({**_pieces(batch, module, splits), **_their_pieces(ways, sizes)}, size.repeats)
@@ -283,7 +282,7 @@ def mask_and_scores(size: Size) -> Part:
     rows = []
     for d in size.weights:
         mine = _our_mask(torch.randn(d), torch.randn(d) / d)
-        with _released() as ways, kept_memory():
+        with _released() as ways:
             references = _each(ways, "mask", d=d)
             times = interleaved({**references, "ours": mine}, size.repeats)
         floor = [copy_seconds(11 * d, size.repeats)] * size.repeats
@@ -394,8 +393,7 @@ def deep(size: Size) -> Part:
             ERM: ours(batch, module, options=None, invariant=False).step,
             IRM: ours(batch, module, options=None).step,
         }
-        with kept_memory():
-            times = interleaved(calls, size.repeats)
+        times = interleaved(calls, size.repeats)
         decide = SETTINGS["ours"]["sparsifier_options"]["decide_at"]
         kinds = {
             "gates drawn": times["gates"],
