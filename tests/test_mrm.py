@@ -26,7 +26,7 @@ from sparseirm.training.loop import Record, train
 from sparseirm.training.stages import Stage, enter, stage_seed
 from sparseirm.training.state import Plan, State
 
-TINY = Recipe(method="mrm", width=8, n_train=100, steps=6, eval_every=4)
+TINY = Recipe(method="mrm", width=8, n_train=100, steps=6, lr_stop=1, eval_every=4)
 DENSE, SEARCH, ANEW = range(3)
 
 
@@ -282,7 +282,7 @@ def test_mrm_on_the_command_line_is_mrm_in_python(tmp_path: Path) -> None:
         "coefficient",
         "5",
     ]
-    size = ["--width", "8", "--n-train", "100", "--steps", "6", "--eval-every", "4"]
+    size = ["--width", "8", "--n-train", "100", "--steps", "6", "--lr-stop", "1", "--eval-every", "4"]
     assert main(["train", "--method", "mrm", *size, *flags, "--out", str(tmp_path)]) == 0
     said = Result.from_json(read_json(tmp_path / "result.json"))
     recipe = replace(TINY, penalty="rex", stage_lengths=(1, 0.5, 1), sparsifier_options={"coefficient": 5.0})

@@ -26,7 +26,7 @@ from sparseirm.sparsifiers import SPARSIFIERS, FixedMask
 from sparseirm.training.checkpoint import load_state, save_state, tensors_of
 from sparseirm.training.loop import train
 from sparseirm.training.sharding import WHOLE, Sharding
-from sparseirm.training.shrinking import Shrinking, final_mask, shrunk
+from sparseirm.training.shrinking import Shrinking, shrinks_from, shrunk
 from sparseirm.training.state import Plan, State, start
 
 
@@ -291,7 +291,7 @@ def test_a_mask_is_final_only_when_it_is_decided(name: str) -> None:
 
     class Watching(Shrinking):
         def network(self, network, sparsifier, state, now, x):  # type: ignore[no-untyped-def]
-            decided = final_mask(sparsifier, state, now) is not None
+            decided = now.progress >= shrinks_from(network, sparsifier)
             seen.append((decided, sparsifier.mask(state.weights.detach(), state.memory).clone()))
             return network
 

@@ -316,7 +316,7 @@ def test_the_smallest_weights_in_use_are_dropped_ever_fewer(maker: type[SET | Ri
 
 
 def test_rigl_grows_exactly_the_largest_gradients_among_the_inactive() -> None:
-    for step, before, gradient, old, new, fresh in changes(RigL(20, every=0.1, drop=0.5)):
+    for step, before, gradient, old, new, fresh in changes(RigL(20, every=0.1, drop=0.5, decide_at=0.75)):
         if fresh is None:
             continue
         n = round(20 * cosine(step / 75, 0.5))

@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from makers import PLAN, SAMPLES, Problem, Run, assert_same_bits, plain_module
-from sparseirm.core import NonFiniteError, Outputs, SettingError
+from makers import PLAN, SAMPLES, Problem, Run, assert_same_bits, noisy_module, plain_module
+from sparseirm.core import NonFiniteError, Outputs, SettingError, Tensors, final_from
 from sparseirm.files import DamagedFileError
 from sparseirm.losses import BINARY
 from sparseirm.models import build
@@ -31,6 +32,10 @@ def assert_same_run(one: Run, other: Run, from_step: int = 0) -> None:
     assert_same_bits(one.tensors, other.tensors)
     assert_same_bits(one.state.buffers, other.state.buffers)
     assert one.curve[from_step:] == other.curve
+
+
+def tensors_under(name: str, run: Run) -> Tensors:
+    return {key: tensor for key, tensor in run.tensors.items() if key.startswith(name)}
 
 
 # Resuming.
@@ -65,6 +70,49 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
         Problem().train(tmp_path / "checkpoint", resume=True)
     with pytest.raises(DamagedFileError, match="does not belong to this run"):
         Problem(plain_module, sparsifier="dense").train(tmp_path / "checkpoint", resume=True)
+
+
+# Steps that change nothing any more are skipped.
+
+RESTING = replace(PLAN, lr_drop=0.5, lr_stop=0.5)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize("batch_size", [None, 7])
+@pytest.mark.parametrize("sparsifier", SPARSIFIERS)
+def test_skipping_steps_at_rest_changes_no_bit(
+    sparsifier: str, batch_size: int | None, optimizer: str
+) -> None:
+    plan = replace(RESTING, optimizer=optimizer)
+    problem = Problem(plain_module, plan, sparsifier, batch_size=batch_size)
+    whole, skipping = problem.train(), problem.train(awaited=lambda step: step == 11)
+    for name in ("weights", "others", "memory"):
+        one, other = (tensors_under(name, run) for run in (whole, skipping))
+        assert_same_bits(one, other)
+    taken = {step: rest for step, *rest in skipping.curve}
+    assert {step: rest for step, *rest in whole.curve if step in taken} == taken
+    skipped = set(range(1, 13)) - set(taken)
+    decided = math.ceil(12 * max(final_from(whole.sparsifier), 0.5))
+    assert skipped == (set(range(decided + 1, 11)) if decided < 12 else set())
+
+
+def test_a_resumed_run_skips_what_the_whole_run_skips(tmp_path: Path) -> None:
+    problem, never = Problem(plain_module, RESTING), lambda step: False
+    whole = problem.train(tmp_path / "checkpoint", 5, awaited=never)
+    resumed = problem.train(tmp_path / "checkpoint", resume=True, awaited=never)
+    assert [record.step for record in whole.records] == [1, 2, 3, 4, 5, 6, 12]
+    assert [record.step for record in resumed.records] == [6, 12]
+    assert_same_run(whole, resumed, from_step=5)
+
+
+@pytest.mark.parametrize(
+    ("module", "plan"),
+    [(noisy_module, RESTING), (plain_module, PLAN), (plain_module, replace(RESTING, penalty_weight=0.0))],
+    ids=["running statistics change", "the learning rate lasts", "without a penalty it lasts"],
+)
+def test_no_step_is_skipped_that_changes_something(module: Callable[[], nn.Module], plan: Plan) -> None:
+    run = Problem(module, plan).train(awaited=lambda step: False)
+    assert len(run.records) == PLAN.steps
 
 
 # Randomness.

@@ -216,9 +216,9 @@ class Sparsifier(Protocol):
     All vectors are flat, shape ``(d,)``; `Layout` says which tensor each stretch belongs to.
     Attributes that a sparsifier must have besides: ``budget`` (K, number of weights kept at the end)
     and ``score_lr`` (learning rate of ``memory.learned``). A ``score_eps`` above 0 is Adam's epsilon for
-    these, in units of 1 / d; by default it is that of the weights. One whose mask is decided before the run
-    is over may say so with a method ``final_mask(weights, memory, now)``, which gives the mask from the
-    moment on in which it stays as it is and gradients of other weights are of no use, and None before.
+    these, in units of 1 / d; by default it is that of the weights. ``final_from`` is the fraction of the run
+    from which on the mask stays as it is, nothing else is learned than the weights it keeps, and gradients of
+    other weights are of no use; by default that is never.
     """
 
     @property
@@ -270,3 +270,8 @@ class Sparsifier(Protocol):
     def deploy(self, weights: Tensor, memory: Memory) -> Tensor:
         """The effective weights of evaluation and export: zero wherever ``mask`` is."""
         ...
+
+
+def final_from(sparsifier: Sparsifier) -> float:
+    """Fraction of the run from which a sparsifier's mask is final (see `Sparsifier`); 1 if it never is."""
+    return getattr(sparsifier, "final_from", 1.0)

@@ -184,8 +184,9 @@ def run(
         resume: go on from the checkpoint in ``out``, or return its result if it is finished.
         device: where to compute: ``cpu``, ``cuda``, ``cuda:1`` ...; with several processes ``cuda`` gives
             each its own.
-        on_step: called after every step with its record, whose steps are counted through all stages, and the
-            trajectory so far.
+        on_step: called after every step taken with its record, whose steps are counted through all stages,
+            and the trajectory so far. Steps that change nothing any more are skipped, but for those
+            evaluated (`sparseirm.training.loop.at_rest`).
         checkpoint_seconds: time between two checkpoints; None takes it from the environment variable
             ``SPARSEIRM_CHECKPOINT_SECONDS``, and if that is not set, 30.
         micro_batch: samples per pass through the network, to save memory at the cost of a second forward
@@ -249,10 +250,13 @@ def _run(
     def spent() -> float:
         return seconds + time.monotonic() - begun
 
+    def looked_at(step: int) -> bool:
+        return step % recipe.eval_every == 0
+
     def after_step(state: State, record: Record) -> None:
         nonlocal saved, whole
         stage = stages[state.stage]
-        if state.step == stage.plan.steps or record.step % recipe.eval_every == 0:
+        if state.step == stage.plan.steps or looked_at(record.step):
             trajectory.append(_point(net, stage, state, data, batches, recipe, record))
         whole = state
         on_step(record, trajectory)
@@ -264,7 +268,7 @@ def _run(
     try:
         state = train_stages(
             *(net, batches, recipe.loss(data), recipe.make_penalty(), stages, state, recipe.seed),
-            *(after_step, sharding, shrinking),
+            *(after_step, sharding, shrinking, looked_at),
         )
     except KeyboardInterrupt:
         if folder and whole:

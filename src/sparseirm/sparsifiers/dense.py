@@ -21,6 +21,7 @@ class Dense:
 
     budget: int
     score_lr: ClassVar[float] = 0.0
+    final_from: ClassVar[float] = 0.0
 
     def start(self, weights: Tensor, layout: Layout, noise: Generator) -> Memory:
         """Nothing to remember."""

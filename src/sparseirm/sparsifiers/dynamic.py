@@ -21,12 +21,17 @@ class _Dynamic(Masked, ABC):
     budget: int
     every: float = 0.02
     drop: float = 0.3
-    decide_at: float = 0.75
+    decide_at: float = 0.45
     per_layer: bool = False
 
     def __post_init__(self) -> None:
         ordered(self, "decide_at")
         within(self, "every", "drop")
+
+    @property
+    def final_from(self) -> float:
+        """The mask is decided then, see `Sparsifier`."""
+        return self.decide_at
 
     @abstractmethod
     def growth(self, weights: Tensor, gradient: Tensor | None, noise: Generator) -> Tensor:
@@ -52,10 +57,6 @@ class _Dynamic(Masked, ABC):
         weights[fresh] = 0
         return fresh
 
-    def final_mask(self, weights: Tensor, memory: Memory, now: Moment) -> Tensor | None:
-        """The mask once it is decided, for `sparseirm.training.shrinking`; None before."""
-        return memory.kept["mask"] if now.progress >= self.decide_at else None
-
 
 @dataclass(frozen=True)
 class SET(_Dynamic):
@@ -70,7 +71,7 @@ class SET(_Dynamic):
         budget: K, weights in use at any time.
         every: time between two changes of the mask.
         drop: fraction of the weights in use that is dropped the first time.
-        decide_at: from then on the mask is fixed.
+        decide_at: from then on the mask is fixed; it should leave new weights time to learn.
         per_layer: drop, grow and keep the same fraction of every layer; by default all layers compete.
 
     All times are fractions of the run.
@@ -97,7 +98,8 @@ class RigL(_Dynamic):
         budget: K, weights in use at any time.
         every: time between two changes of the mask.
         drop: alpha, fraction of the weights in use that is dropped the first time.
-        decide_at: T, from then on the mask is fixed.
+        decide_at: T, from then on the mask is fixed. The paper's is three quarters of the time in which
+            weights learn, and so is this one with the default learning rate, which is zero after 60 %.
         per_layer: drop, grow and keep the same fraction of every layer; by default all layers compete.
 
     All times are fractions of the run.

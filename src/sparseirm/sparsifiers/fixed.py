@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Generator, Tensor
@@ -15,6 +16,8 @@ from sparseirm.sparsifiers.masked import Masked
 
 
 class _Fixed(Masked, ABC):
+    final_from: ClassVar[float] = 0.0
+
     @abstractmethod
     def chosen(self, weights: Tensor, layout: Layout, noise: Generator) -> Tensor:
         """The mask, bool ``(d,)``."""
@@ -26,10 +29,6 @@ class _Fixed(Masked, ABC):
     def after_step(self, weights: Tensor, memory: Memory, now: Moment, gradient: Tensor | None) -> None:
         """Nothing to do."""
         return
-
-    def final_mask(self, weights: Tensor, memory: Memory, now: Moment) -> Tensor | None:
-        """The mask once it is decided, for `sparseirm.training.shrinking`; None before."""
-        return memory.kept["mask"]
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,11 @@ class GradualMagnitude(Masked):
         ordered(self, "shrink_from", "shrink_to")
         within(self, "every")
 
+    @property
+    def final_from(self) -> float:
+        """The mask is decided then, see `Sparsifier`."""
+        return self.shrink_to
+
     def start(self, weights: Tensor, layout: Layout, noise: Generator) -> Memory:
         """All weights, unless the budget holds from the start."""
         kept = layer_sizes(layout, self.per_layer, weights.device)
@@ -56,10 +61,6 @@ class GradualMagnitude(Masked):
         if now.progress < self.shrink_to and (due(now, self.every) or over >= self.shrink_to):
             count = self._count(over, weights.numel())
             memory.kept["mask"] = best(weights.abs(), count, memory.kept.get("sizes"))
-
-    def final_mask(self, weights: Tensor, memory: Memory, now: Moment) -> Tensor | None:
-        """The mask once it is decided, for `sparseirm.training.shrinking`; None before."""
-        return memory.kept["mask"] if now.progress >= self.shrink_to else None
 
     def mask(self, weights: Tensor, memory: Memory) -> Tensor:
         """The ``budget`` largest weights of those in use."""

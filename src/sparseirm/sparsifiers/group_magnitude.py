@@ -56,6 +56,11 @@ class GroupMagnitude:
         ordered(self, "shrink_from", "shrink_to")
         within(self, "every")
 
+    @property
+    def final_from(self) -> float:
+        """The mask is decided then, see `Sparsifier`."""
+        return self.shrink_to
+
     def start(self, weights: Tensor, layout: Layout, noise: Generator) -> Memory:
         """All groups, unless the budget holds from the start."""
         kept = grouped(layout, self.groups, self.budget, self.budget_in, weights.device, self.blocks)
@@ -79,10 +84,6 @@ class GroupMagnitude:
             whole = weights.numel() if self.budget_in == "weights" else len(memory.kept["use"])
             allowed = round(cubic(over, self.shrink_from, self.shrink_to, whole, self.budget))
             memory.kept["use"] = self._fitting(weights, memory, allowed)
-
-    def final_mask(self, weights: Tensor, memory: Memory, now: Moment) -> Tensor | None:
-        """The mask once it is decided, for `sparseirm.training.shrinking`; None before."""
-        return expand(memory.kept["use"], memory.kept) if now.progress >= self.shrink_to else None
 
     def mask(self, weights: Tensor, memory: Memory) -> Tensor:
         """The weights of the largest groups in use that fit the budget, and those of no group."""

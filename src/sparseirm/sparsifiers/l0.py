@@ -84,6 +84,11 @@ class HardConcrete:
         positive(self, "score_lr", "multiplier_lr", "temperature", "stretch")
         within(self, "first_open")
 
+    @property
+    def final_from(self) -> float:
+        """The mask is decided then, see `Sparsifier`."""
+        return self.decide_at
+
     def start(self, weights: Tensor, layout: Layout, noise: Generator) -> Memory:
         """Every gate about as open as ``first_open`` says, and no price."""
         spread = torch.randn(weights.shape, generator=noise, device=noise.device).to(weights)
@@ -112,10 +117,6 @@ class HardConcrete:
             mask = self.mask(weights, memory)
             weights.mul_(self._gates(memory))
             memory.kept["mask"] = mask
-
-    def final_mask(self, weights: Tensor, memory: Memory, now: Moment) -> Tensor | None:
-        """The mask once it is decided, for `sparseirm.training.shrinking`; None before."""
-        return self.mask(weights, memory) if "mask" in memory.kept else None
 
     def mask(self, weights: Tensor, memory: Memory) -> Tensor:
         """The ``budget`` weights whose gates are most open."""

@@ -71,6 +71,11 @@ class ProbMask:
         """Whether `mask` has exactly ``budget`` ones; one draw has them in expectation."""
         return self.final == "top_k"
 
+    @property
+    def final_from(self) -> float:
+        """The mask is decided then, see `Sparsifier`."""
+        return self.decide_at
+
     def start(self, weights: Tensor, layout: Layout, noise: Generator) -> Memory:
         """Probability 1 for every weight."""
         kept = layer_sizes(layout, self.per_layer, weights.device)
@@ -103,10 +108,6 @@ class ProbMask:
         memory.kept["multiplier"] = project_within(probabilities, allowed, memory.kept["multiplier"], sizes)
         if decides(now, self.decide_at):
             memory.kept["mask"] = best(probabilities, self.budget, sizes).to(weights.dtype)
-
-    def final_mask(self, weights: Tensor, memory: Memory, now: Moment) -> Tensor | None:
-        """The mask once it is decided, for `sparseirm.training.shrinking`; None before."""
-        return self.mask(weights, memory) if "mask" in memory.kept else None
 
     def mask(self, weights: Tensor, memory: Memory) -> Tensor:
         """The ``budget`` most probable weights, or the run's one draw of them."""

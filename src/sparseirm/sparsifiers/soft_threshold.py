@@ -52,6 +52,11 @@ class SoftThreshold:
         ordered(self, "shrink_from", "shrink_to", "decide_at")
         positive(self, "score_lr", "multiplier_lr")
 
+    @property
+    def final_from(self) -> float:
+        """The mask is decided then, see `Sparsifier`."""
+        return self.decide_at
+
     def start(self, weights: Tensor, layout: Layout, noise: Generator) -> Memory:
         """The same low threshold for every layer, and no price."""
         kept = layer_sizes(layout, per_layer=True, device=weights.device)
@@ -81,10 +86,6 @@ class SoftThreshold:
             mask = self.mask(weights, memory)
             weights.copy_(weights.sign() * self._excess(weights, memory).relu())
             memory.kept["mask"] = mask
-
-    def final_mask(self, weights: Tensor, memory: Memory, now: Moment) -> Tensor | None:
-        """The mask once it is decided, for `sparseirm.training.shrinking`; None before."""
-        return self.mask(weights, memory) if "mask" in memory.kept else None
 
     def mask(self, weights: Tensor, memory: Memory) -> Tensor:
         """The ``budget`` weights furthest above their threshold."""

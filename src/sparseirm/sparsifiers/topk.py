@@ -40,6 +40,11 @@ class EdgePopup:
         ordered(self, "decide_at")
         positive(self, "score_lr")
 
+    @property
+    def final_from(self) -> float:
+        """The mask is decided then, see `Sparsifier`."""
+        return self.decide_at
+
     def start(self, weights: Tensor, layout: Layout, noise: Generator) -> Memory:
         """A random score for every weight."""
         return Memory(
@@ -62,10 +67,6 @@ class EdgePopup:
         """Fix the mask when it is time."""
         if "mask" not in memory.kept and decides(now, self.decide_at):
             memory.kept["mask"] = self.mask(weights, memory)
-
-    def final_mask(self, weights: Tensor, memory: Memory, now: Moment) -> Tensor | None:
-        """The mask once it is decided, for `sparseirm.training.shrinking`; None before."""
-        return self.mask(weights, memory) if "mask" in memory.kept else None
 
     def mask(self, weights: Tensor, memory: Memory) -> Tensor:
         """The ``budget`` weights of largest score."""

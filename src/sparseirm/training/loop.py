@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparseirm.core import Loss, Moment, NonFiniteError, Outputs, Penalty, Sparsifier, Tensors
+from sparseirm.core import Loss, Moment, NonFiniteError, Outputs, Penalty, Sparsifier, Tensors, final_from
 from sparseirm.data.environments import Batch, Batches
 from sparseirm.models import Features, Network
 from sparseirm.randomness import generator, global_draws, seed_of
@@ -49,6 +49,7 @@ def train(
     on_step: Callable[[State, Record], None] = lambda state, record: None,
     sharding: Sharding = WHOLE,
     shrinking: Shrinking | None = None,
+    awaited: Callable[[int], bool] = lambda step: True,
 ) -> State:
     """Run from ``state`` to the end of the plan: projected gradient descent, Algorithm 1.
 
@@ -64,9 +65,11 @@ def train(
         plan: number of steps, optimiser and schedules.
         state: where to start, usually from `sparseirm.training.state.start`; changed in place.
         seed: seed of gates, dropout and the penalty's draws; the batches have their own.
-        on_step: called after every step with the state it led to and its record.
+        on_step: called after every step taken with the state it led to and its record.
         sharding: which part of every batch is this process's; all of them end with the same state.
         shrinking: runs a smaller network once the mask is final; None always runs the whole one.
+        awaited: which steps, from 1, are taken for ``on_step`` even if they change nothing any more (see
+            `at_rest`). Other such steps are skipped, but for the last.
 
     Returns:
         ``state``, after ``plan.steps`` steps; at once if it has taken as many.
@@ -78,6 +81,13 @@ def train(
         shrinking.begin()
     with global_draws(state.weights.device) as seed_all, fast_matmul(), kept_memory(batches.nbytes):
         while state.step < plan.steps:
+            if (
+                at_rest(state, sparsifier, plan)
+                and state.step + 1 < plan.steps
+                and not awaited(state.step + 1)
+            ):
+                state.step += 1
+                continue
             noise = generator(seed, "step", state.step, device=state.weights.device)
             now = Moment(state.step, plan.steps, noise)
             batch = batches.at(state.step)
@@ -95,6 +105,16 @@ def train(
             weight = plan.penalty_weight_at(now.step)
             on_step(state, Record(state.step, risk.detach(), spread.detach(), weight, plan.steps))
     return state
+
+
+def at_rest(state: State, sparsifier: Sparsifier, plan: Plan) -> bool:
+    """Whether no step to come changes the network: no learning rate, a final mask, no running statistics.
+
+    Once the learning rate is zero it stays so. What steps still change then are averages of the optimiser,
+    of which no further use is made.
+    """
+    final = state.step / plan.steps >= final_from(sparsifier)
+    return final and plan.lr_at(state.step) == 0 and not state.buffers
 
 
 def forward(

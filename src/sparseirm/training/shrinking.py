@@ -21,7 +21,7 @@ from torch.fx.node import map_arg
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from sparseirm.core import Moment, SettingError, Sparsifier, Tensors
+from sparseirm.core import Moment, SettingError, Sparsifier, Tensors, final_from
 from sparseirm.graph import Step, steps
 from sparseirm.models import Features, Network
 from sparseirm.training.sharding import differentiable_once
@@ -73,20 +73,17 @@ class Shrinking:
             The network; a smaller one from the step on in which the mask is final.
         """
         if self._smaller is None:
-            mask = final_mask(sparsifier, state, now)
-            if mask is None:
+            if now.progress < shrinks_from(network, sparsifier):
                 return network
+            mask = sparsifier.mask(state.weights.detach(), state.memory)
             self._smaller = shrunk(network, mask, x)
             self.saved = savings(network, self._smaller, mask, state, x)
         return self._smaller
 
 
-def final_mask(sparsifier: Sparsifier, state: State, now: Moment) -> Tensor | None:
-    """The mask, if the sparsifier says that it will not change any more and only its weights are used."""
-    found: Tensor | None = None
-    if hasattr(sparsifier, "final_mask"):
-        found = sparsifier.final_mask(state.weights.detach(), state.memory, now)
-    return found
+def shrinks_from(network: Network, sparsifier: Sparsifier) -> float:
+    """Fraction of the run from which the network can be smaller, 1 if it never can."""
+    return final_from(sparsifier) if sparsifier.budget < network.layout.size else 1.0
 
 
 def check_shrinkable(network: Network, sparsifiers: Iterable[Sparsifier], x: Tensor) -> None:
@@ -101,12 +98,7 @@ def check_shrinkable(network: Network, sparsifiers: Iterable[Sparsifier], x: Ten
         SettingError: if the network cannot be traced, or none of the sparsifiers decides its mask before the
             run is over.
     """
-    decide = [
-        hasattr(sparsifier, "final_mask")
-        and getattr(sparsifier, "decide_at", getattr(sparsifier, "shrink_to", 0)) < 1
-        for sparsifier in sparsifiers
-    ]
-    if not any(decide):
+    if all(shrinks_from(network, sparsifier) == 1 for sparsifier in sparsifiers):
         raise SettingError(
             "`shrink` has no effect: no mask is decided before the run is over. Leave it out, or choose a "
             "sparse method, and `decide_at` or `shrink_to` below 1 in `sparsifier_options`."

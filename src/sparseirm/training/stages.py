@@ -88,6 +88,7 @@ def train_stages(
     on_step: Callable[[State, Record], None] = lambda state, record: None,
     sharding: Sharding = WHOLE,
     shrinking: Shrinking | None = None,
+    awaited: Callable[[int], bool] = lambda step: True,
 ) -> State:
     """Run from ``state`` to the end of the last stage.
 
@@ -99,10 +100,11 @@ def train_stages(
         stages: all stages of the run.
         state: where to start, from `enter`; changed in place.
         seed: seed of the run.
-        on_step: called after every step with its state and its record, whose steps count on through all
-            stages, as does its total.
+        on_step: called after every step taken with its state and its record, whose steps count on through
+            all stages, as does its total.
         sharding: which part of every batch is this process's.
         shrinking: as in `sparseirm.training.loop.train`, for every stage.
+        awaited: as in `sparseirm.training.loop.train`, of steps that count on through all stages.
 
     Returns:
         The state at the end of the last stage.
@@ -123,7 +125,7 @@ def train_stages(
 
         train(
             *(network, order, loss, penalty, stage.sparsifier, stage.plan, state, own, counted),
-            *(sharding, shrinking),
+            *(sharding, shrinking, lambda step, earlier=earlier: awaited(earlier + step)),
         )
     return state
 
