@@ -20,7 +20,7 @@ from sparseirm.runs import CHECKPOINT, MODEL, RESULT, Point, Result, load_model,
 from sparseirm.sparsifiers import ProbMask
 from sparseirm.training.loop import Record
 
-TINY = Recipe(width=8, n_train=100, steps=12, eval_every=5)
+TINY = Recipe(width=8, n_train=100, steps=12, lr_stop=1, eval_every=5)
 
 
 def interrupted(recipe: Recipe, out: Path, step: int) -> None:
@@ -55,7 +55,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("method", [name for name, method in METHODS.items() if not method.retrains])
 def test_every_method_gives_scores_of_every_split_at_the_steps_asked_for(method: str) -> None:
-    result = run(replace(TINY, method=method))
+    result = run(replace(TINY, method=method, lr_stop=None))
     assert [point.step for point in result.trajectory] == [5, 10, 12]
     assert result.kept == result.budget
     for point in result.trajectory:
@@ -125,6 +125,13 @@ def test_a_run_may_be_interrupted_again_and_again(finished: Path, tmp_path: Path
             run(TINY, out=tmp_path, resume=True, on_step=press)
     run(TINY, out=tmp_path, resume=True)
     assert_same_result(finished, tmp_path)
+
+
+def test_of_the_steps_at_rest_those_are_taken_that_are_evaluated() -> None:
+    steps: list[int] = []
+    result = run(replace(TINY, lr_stop=0.5), on_step=lambda record, _: steps.append(record.step))
+    assert steps == [1, 2, 3, 4, 5, 6, 10, 12]
+    assert [point.step for point in result.trajectory] == [5, 10, 12]
 
 
 @pytest.mark.parametrize("step", [0, 6])
