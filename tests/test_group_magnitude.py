@@ -15,9 +15,11 @@ LAYOUT = Layout(("first", "last"), (torch.Size([2, 4]), torch.Size([1, 2])))
 WEIGHTS = torch.tensor([1.0, 2.0, 3.0, 4.0, 1.0, 2.0, 3.0, 4.0, 9.0, 9.0])
 
 
-def run(sparsifier: GroupMagnitude, weights: torch.Tensor = WEIGHTS, steps: int = 20) -> list[list[bool]]:
+def run(
+    sparsifier: GroupMagnitude, weights: torch.Tensor = WEIGHTS, steps: int = 100, layout: Layout = LAYOUT
+) -> list[list[bool]]:
     """Which groups are in use after each step."""
-    memory = sparsifier.start(weights, LAYOUT, generator(0))
+    memory = sparsifier.start(weights, layout, generator(0))
     seen = []
     for step in range(steps):
         sparsifier.after_step(weights, memory, Moment(step, steps, generator(0)), None)
@@ -38,13 +40,24 @@ def test_none_comes_back_where_small_groups_are_used_most() -> None:
     weights *= torch.rand(layout.size, generator=generator(0, "weights")) + 0.5
     sparsifier = GroupMagnitude(layout.size // 2, groups="neuron")
     memory, used = sparsifier.start(weights, layout, generator(0)), []
-    for step in range(40):
-        sparsifier.after_step(weights, memory, Moment(step, 40, generator(0)), None)
+    for step in range(100):
+        sparsifier.after_step(weights, memory, Moment(step, 100, generator(0)), None)
         used.append(memory.kept["use"].clone())
     assert all(bool((before | ~after).all()) for before, after in pairwise(used))
     assert len({int(use.sum()) for use in used}) > 4  # gradually
     kept, largest = int(sparsifier.mask(weights, memory).sum()), int(memory.kept["group_sizes"].max())
     assert sparsifier.budget - largest < kept <= sparsifier.budget
+
+
+def test_no_layer_dies_because_its_weights_are_small() -> None:
+    layout = Layout(("first", "second", "last"), tuple(map(torch.Size, ([20, 20], [20, 20], [1, 20]))))
+    small, large = (torch.rand(20, generator=generator(0, name)) for name in ("small", "large"))
+    rows = torch.cat([0.01 * small, large])
+    weights = torch.cat([rows.repeat_interleave(20), torch.ones(20)])
+    used = torch.tensor(run(GroupMagnitude(10, budget_in="groups"), weights, layout=layout)[-1])
+    for size, kept in ((small, used[:20]), (large, used[20:])):
+        assert 3 <= int(kept.sum()) <= 7
+        assert size[kept].min() > size[~kept].max()
 
 
 def test_blocks_stay_or_go_together_by_their_mean_square() -> None:

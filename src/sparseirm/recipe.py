@@ -102,7 +102,8 @@ class Recipe:
             or evenly from 0 to one below 1; at once if this is not after `penalty_from`.
         divide_loss: divide the loss by 1 + penalty_weight, as the released code does.
         lr_drop: factor on the learning rate once the penalty acts, in (0, 1].
-        lr_stop: fraction of the run at which the schedule of the learning rate is over once the penalty acts.
+        lr_stop: fraction of the run at which the schedule of the learning rate is over once the penalty acts;
+            steps after that are skipped where they change nothing else either.
         precision: fp32 or bf16 (convolutions and matrix products only; loss, penalty and probabilities stay
             fp32).
         eval_every: steps between two evaluations of the trajectory; they never influence the run.

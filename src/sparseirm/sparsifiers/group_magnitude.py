@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 from sparseirm.core import Layout, Memory, Moment
 from sparseirm.registry import one_of
 from sparseirm.schedules import cubic
-from sparseirm.sparsifiers.groups import GROUPS, UNITS, expand, fitting, grouped
+from sparseirm.sparsifiers.groups import GROUPS, UNITS, expand, fitting, grouped, layers_of
 from sparseirm.sparsifiers.timing import done, due, ordered, within
 
 
@@ -19,9 +19,10 @@ from sparseirm.sparsifiers.timing import done, due, ordered, within
 class GroupMagnitude:
     """Keeps the groups of largest weights, ever fewer along the cubic density; no group comes back.
 
-    The size of a group is the mean square of its weights. That says how much a group is used only if
-    weights start small beside what they learn; for gates on inputs start the first layer small, as
-    `sparseirm.estimator` does. Weights outside the groups always stay, and so do biases.
+    The size of a group is the mean square of its weights beside that of all groups of its layer in use, so
+    that no layer dies while others have many. It says how much a group is used only if weights start small
+    beside what they learn; for gates on inputs start the first layer small, as `sparseirm.estimator` does.
+    Weights outside the groups always stay, and so do biases.
 
     Attributes:
         budget: K, kept from ``shrink_to`` on.
@@ -44,9 +45,9 @@ class GroupMagnitude:
     groups: str = "neuron"
     budget_in: str = "weights"
     blocks: tuple[int, ...] = ()
-    every: float = 0.025
-    shrink_from: float = 0.3
-    shrink_to: float = 0.8
+    every: float = 0.01
+    shrink_from: float = 0.0
+    shrink_to: float = 0.13
     score_lr: ClassVar[float] = 0.0
     exact: ClassVar[bool] = False
 
@@ -64,6 +65,7 @@ class GroupMagnitude:
     def start(self, weights: Tensor, layout: Layout, noise: Generator) -> Memory:
         """All groups, unless the budget holds from the start."""
         kept = grouped(layout, self.groups, self.budget, self.budget_in, weights.device, self.blocks)
+        kept["group_layer"] = layers_of(layout, kept)
         memory = Memory({}, {**kept, "use": torch.ones_like(kept["group_sizes"], dtype=torch.bool)})
         if self.shrink_to == 0:
             memory.kept["use"] = self._fitting(weights.detach(), memory, self.budget)
@@ -98,8 +100,13 @@ class GroupMagnitude:
 
 
 def _sizes(weights: Tensor, memory: Memory) -> Tensor:
-    """Mean square of the weights of each group in use, -1 for one that is not, ``(n_groups,)``."""
-    group, n = memory.kept["group"], memory.kept["group_sizes"]
+    """Mean square of each group over the mean of the groups of its layer in use; -1 if it is not in use."""
+    kept = memory.kept
+    use, group, layer = kept["use"], kept["group"], kept["group_layer"]
     gated = group >= 0
-    sums = torch.zeros_like(n, dtype=weights.dtype).index_add_(0, group[gated], weights[gated].square())
-    return (sums / n).masked_fill(~memory.kept["use"], -1)
+    squares = weights.new_zeros(len(use)).index_add_(0, group[gated], weights[gated].square())
+    squares /= kept["group_sizes"]
+    layers = weights.new_zeros(2, int(layer.max()) + 1)
+    of_layer, n = layers.index_add_(1, layer, torch.stack([squares * use, use.to(squares.dtype)]))
+    sizes: Tensor = squares / (of_layer / n)[layer]
+    return sizes.nan_to_num().masked_fill(~use, -1)

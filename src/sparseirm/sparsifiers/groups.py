@@ -99,6 +99,14 @@ def grouped(
     return kept
 
 
+def layers_of(layout: Layout, kept: Tensors) -> Tensor:
+    """Which of the maskable tensors each group lies in: int64 ``(n_groups,)``."""
+    group, sizes = kept["group"], torch.tensor(layout.sizes, device=kept["group"].device)
+    layer = torch.repeat_interleave(torch.arange(len(sizes), device=sizes.device), sizes)
+    gated = group >= 0
+    return torch.zeros_like(kept["group_sizes"]).index_put((group[gated],), layer[gated])
+
+
 def room(budget: int, kept: Tensors) -> int:
     """How many weights with a gate a budget in weights allows."""
     return budget - (len(kept["group"]) - int(kept["group_sizes"].sum()))

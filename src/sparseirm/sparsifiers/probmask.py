@@ -48,7 +48,7 @@ class ProbMask:
     shrink_to: float = 0.13
     decide_at: float = 0.16
     score_lr: float = 3e-2
-    score_eps: float = 1.0
+    score_eps: float = 3.0
     first_temperature: float = 1.0
     last_temperature: float = 0.03
     gradient_floor: float = 1e-20

@@ -26,6 +26,7 @@ class StructuredProbMask(ProbMask):
         groups: ``input``, ``neuron`` or ``channel``, see `sparseirm.sparsifiers.groups.groups_of`.
         budget_in: ``weights``: ``budget`` counts all maskable weights kept, those without a gate included;
             ``groups``: it counts groups.
+        score_eps: as of `ProbMask`, with d groups; by default the epsilon of the weights.
 
     All other attributes are those of `ProbMask`.
 
@@ -35,6 +36,7 @@ class StructuredProbMask(ProbMask):
 
     groups: str = "neuron"
     budget_in: str = "weights"
+    score_eps: float = 0.0
     exact = False
 
     def __post_init__(self) -> None:

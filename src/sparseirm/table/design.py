@@ -39,6 +39,8 @@ OF_PENALTY = ("penalty", "penalty_options", "penalty_weight", "penalty_from")
 OF_SPARSIFIER = ("gates", "sparsifier", "sparsifier_options", "density", "budget")
 INTEGERS = ("budget", "width", "steps", "batch_size")
 OF_GROUPS = ("groups", "budget_in", "blocks")
+ON_COLUMNS = {"structured_gmp": {"every": 0.025, "shrink_from": 0.3, "shrink_to": 0.8}}
+"""Defaults of sparsifiers on columns that differ: they go once the network knows what it uses."""
 
 
 @dataclass(frozen=True)
@@ -238,6 +240,7 @@ class Design:
                 f"sparsifier {name!r} does not gate {self.gate}; for columns choose structured_gmp or "
                 "structured, for weights any other."
             )
+        known |= ON_COLUMNS.get(name, {}) if self.gate == "columns" else {}
         own = {option: default for option, default in known.items() if option not in OF_GROUPS}
         return maker, options(f"sparsifier {name!r}", own, self.sparsifier_options or {})
 
