@@ -47,7 +47,7 @@ EVERY_PENALTY: dict[str, Penalty] = {
     "groupdro_smooth": make("groupdro", temperature=0.1),
 }
 
-RECIPE = Recipe(width=8, steps=20, n_train=120, penalty="rex", density=0.1, eval_every=5)
+RECIPE = Recipe(width=8, steps=20, n_train=120, penalty="rex", density=0.1, lr_stop=1, eval_every=5)
 
 
 def without_batch_norm() -> nn.Module:

@@ -24,6 +24,7 @@ from sparseirm.bench.timing import at_most, combined, gemm_limits, interleaved, 
 from sparseirm.bench.workloads import DECIDED, OPEN, Shrunk, ours, perceptron, samples
 from sparseirm.cli import main
 from sparseirm.core import SettingError
+from sparseirm.experiments.benchmarks import GOALS
 from sparseirm.experiments.pages import UNMEASURED, filled
 from sparseirm.files import read_json, write_bytes
 from sparseirm.sparsifiers import project
@@ -264,6 +265,26 @@ def test_parts_of_another_machine_or_size_and_damaged_ones_are_measured_anew(
     monkeypatch.setattr(command, "machine", lambda: {**here, "threads": 64})
     report = command.bench(tmp_path, only=("second",))
     assert groups[4:] == ["second"] and [line["name"] for line in report["rows"]] == ["second"]
+
+
+def test_every_goal_is_of_a_row_that_is_measured() -> None:
+    report = read_json(Path(__file__).parents[1] / "results" / "bench" / "bench.json")
+    assert GOALS.keys() <= {(line["name"], line["reference"]) for line in report["rows"]}
+
+
+def test_measurements_of_other_code_are_made_anew(tmp_path: Path) -> None:
+    code = command.machine()["code"]
+    (tmp_path / "part").mkdir()
+    (tmp_path / "part" / "module.py").write_text("a = 1")
+    one = command._digest(tmp_path)
+    (tmp_path / "part" / "module.py").write_text("a = 2")
+    assert len({code, one, command._digest(tmp_path)}) == 3 and command.machine()["code"] == code
+
+
+def test_shrunk_steps_are_not_timed_if_they_lead_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows, "_shrunk_apart", lambda density: 1e-3)
+    with pytest.raises(SettingError, match="a shrunk network ends"):
+        rows.shrinking(TINY)
 
 
 def test_the_report_says_what_is_needed_to_judge_it(groups: list[str], tmp_path: Path) -> None:

@@ -131,3 +131,11 @@ def test_committed_runs_are_those_of_the_grids() -> None:
     grid = {recipe.key for recipe in recipes(select("figure3"), [*range(9)], [*SETTINGS])}
     committed = {path.stem for path in (ROOT / "results" / "runs").glob("*.json")}
     assert 2 * len(grid & committed) > len(committed)
+
+
+def test_bayesian_irm_runs_with_its_released_values() -> None:
+    cells = {cell.data: cell for cell in GRIDS["table3"].cells if cell.method == "BayesianIRM"}
+    assert cells.keys() == {"cifar_mnist", "colored_object"}
+    for cell in cells.values():
+        recipe = cell.recipe().resolved()
+        assert recipe.penalty_options == {"sd": 1500 / recipe.n_train, "n_draws": 10, "split": True}

@@ -156,6 +156,14 @@ def test_what_has_two_or_more_dimensions_is_maskable_and_tied_weights_count_once
     assert maskable(nn.Embedding(5, 3)).size == 15
 
 
+def test_biases_normalisation_scales_tokens_and_positions_are_never_masked() -> None:
+    assert maskable(nn.Sequential(nn.LayerNorm((4, 3)), nn.Linear(3, 2))).names == ("1.weight",)
+    module = nn.Linear(3, 2)
+    for name in ("relative_position_bias_table", "layer_scale", "class_token", "pos_embedding", "mixing"):
+        module.register_parameter(name, nn.Parameter(torch.ones(2, 3)))
+    assert set(maskable(module).names) == {"weight", "mixing"}
+
+
 def test_a_layout_splits_what_it_joins() -> None:
     module = KINDS["transformer"].make()
     layout = maskable(module)

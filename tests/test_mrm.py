@@ -329,3 +329,8 @@ def test_the_settings_of_mrm_are_those_of_the_other_methods(settings: str) -> No
     mrm, sparse = (Recipe(method=m, settings=settings).resolved() for m in ("mrm", "sparseirm"))
     assert mrm.plan() == sparse.plan()
     assert (mrm.density, mrm.budget, mrm.stage_lengths) == (sparse.density, sparse.budget, (1.0, 1.0, 1.0))
+
+
+def test_the_search_weighs_the_price_of_gates_against_an_undivided_loss() -> None:
+    recipe = replace(TINY, divide_loss=True).resolved()
+    assert [stage.plan.divide_loss for stage in recipe.stages(1096, 100)] == [True, False, True]

@@ -144,10 +144,11 @@ def build(model: Callable[[], nn.Module], seed: int) -> nn.Module:
 
 
 def maskable(module: nn.Module) -> Layout:
-    """The parameters a sparsifier may mask: those with two or more dimensions.
+    """The parameters a sparsifier may mask: those with two or more dimensions, but for `UNMASKED`.
 
-    That is the weights of linear, convolution, attention and embedding layers; biases and normalisation
-    parameters, which have one dimension, always stay. A tied parameter counts once.
+    That is the weights of linear, convolution, attention and embedding layers, and matrices of modules of
+    your own. Biases, the parameters of normalisation, scales, tokens and positions always stay. A tied
+    parameter counts once.
 
     Args:
         module: any module.
@@ -156,11 +157,24 @@ def maskable(module: nn.Module) -> Layout:
         Names and shapes of these parameters, in the order of the module; none if it has none.
 
     Example:
-        >>> maskable(nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))).names
+        >>> maskable(nn.Sequential(nn.Linear(3, 2), nn.LayerNorm((4, 2)))).names
         ('0.weight',)
     """
-    found = {name: p.shape for name, p in module.named_parameters() if p.ndim >= 2}
+    found = {
+        name: p.shape
+        for name, p in module.named_parameters()
+        if p.ndim >= 2 and not _stays(module, *name.rpartition(".")[::2])
+    }
     return Layout(tuple(found), tuple(found.values()))
+
+
+UNMASKED = ("bias", "scale", "token", "pos_emb", "position")
+"""What the name of a parameter that is never masked contains."""
+
+
+def _stays(module: nn.Module, owner: str, name: str) -> bool:
+    normalises = "Norm" in type(module.get_submodule(owner)).__name__
+    return normalises or any(part in name for part in UNMASKED)
 
 
 @dataclass(frozen=True)
@@ -250,7 +264,7 @@ class Network:
 
 
 def network(module: nn.Module) -> Network:
-    """The module as a `Network`, with every parameter of two or more dimensions maskable.
+    """The module as a `Network`, whose maskable parameters are those of `maskable`.
 
     Args:
         module: any module; it is not copied, and its parameters are never changed.

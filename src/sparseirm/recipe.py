@@ -499,7 +499,7 @@ class Recipe:
         dense, search, anew = plans
         return (
             Stage(dense, Dense(d)),
-            Stage(search, sparsifier, frozen=True),
+            Stage(replace(search, divide_loss=False), sparsifier, frozen=True),  # its price is not divided
             Stage(anew, FixedMask(sparsifier.budget)),
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -101,8 +102,16 @@ def bench(
 
 
 def machine() -> dict[str, Any]:
-    """What a measurement depends on: versions, processor, threads, cores."""
-    return {**environment(torch.device("cpu")), "cores": cores()}
+    """What a measurement depends on: versions, processor, threads, cores, and the code of this package."""
+    return {**environment(torch.device("cpu")), "cores": cores(), "code": _digest(Path(__file__).parents[1])}
+
+
+def _digest(package: Path) -> str:
+    """Of all modules below a folder."""
+    found = hashlib.blake2b(digest_size=8)
+    for path in sorted(package.rglob("*.py")):
+        found.update(str(path.relative_to(package)).encode() + path.read_bytes())
+    return found.hexdigest()
 
 
 def _stored(path: Path, here: Mapping[str, Any]) -> dict[str, Any] | None:

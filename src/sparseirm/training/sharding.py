@@ -12,7 +12,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
@@ -105,7 +105,8 @@ class Sharding:
         sizes = self.sizes(len(x))
         if self.ranks > 1:
             effective, others = _shared(effective, others)
-        parts = [self._pass(run, x, rows, effective, others, seed) for rows in self.passes(len(x))]
+        draws = _Draws(len(x), torch.Generator(x.device).manual_seed(seed))
+        parts = [self._pass(run, x, rows, effective, others, draws) for rows in self.passes(len(x))]
         logits = torch.cat([logits for logits, _ in parts])
         found = [features for _, features in parts if features is not None]
         features = torch.cat(found) if found else None
@@ -115,10 +116,10 @@ class Sharding:
         return collected(logits, sizes, self.rank), collect
 
     def _pass(
-        self, run: Run, x: Tensor, rows: slice, effective: Tensor, others: Tensors, seed: int
+        self, run: Run, x: Tensor, rows: slice, effective: Tensor, others: Tensors, draws: _Draws
     ) -> tuple[Tensor, Tensor | None]:
         def part(effective: Tensor, others: Tensors) -> tuple[Tensor, Tensor | None]:
-            with _Part(self, rows, len(x), torch.Generator(x.device).manual_seed(seed)):
+            with _Part(self, rows, draws):
                 logits, features = run(x[rows], effective, others)
                 return logits, features() if callable(features) else features
 
@@ -264,6 +265,22 @@ def gathered(out: Outputs) -> Outputs:
     )
 
 
+@dataclass
+class _Draws:
+    """What dropout draws in a step for the whole batch: one mask per call, the same in every pass."""
+
+    n: int
+    noise: torch.Generator
+    masks: list[Tensor] = field(default_factory=list)
+
+    def mask(self, call: int, x: Tensor, p: float) -> Tensor:
+        """Which numbers of the whole batch stay in a call, bool ``(n, ...)``; calls come in one order."""
+        if call == len(self.masks):
+            drawn = x.new_empty(self.n, *x.shape[1:]).bernoulli_(1 - p, generator=self.noise)
+            self.masks.append(drawn.bool())
+        return self.masks[call]
+
+
 class _Part(TorchFunctionMode):
     """While it is active, modules treat the rows they are given as part of the whole batch.
 
@@ -271,9 +288,9 @@ class _Part(TorchFunctionMode):
     dropout, by what was drawn before.
     """
 
-    def __init__(self, sharding: Sharding, rows: slice, n: int, noise: torch.Generator) -> None:
+    def __init__(self, sharding: Sharding, rows: slice, draws: _Draws) -> None:
         super().__init__()
-        self.sharding, self.rows, self.n, self.noise = sharding, rows, n, noise
+        self.sharding, self.rows, self.draws, self.calls = sharding, rows, draws, 0
 
     def __torch_function__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -300,25 +317,27 @@ class _Part(TorchFunctionMode):
                 "`micro_batch` cannot be used with batch normalisation, whose statistics are of the whole "
                 "batch: use several processes, a smaller `batch_size`, or a network without it."
             )
-        count = self.n * (x.numel() // len(x)) // x.shape[1]
+        count = self.draws.n * (x.numel() // len(x)) // x.shape[1]
         mean, var = _statistics(x, count)
         if running_mean is not None and running_var is not None:
             with torch.no_grad():
                 running_mean.lerp_(mean.to(running_mean), momentum)
                 running_var.lerp_((var * (count / (count - 1))).to(running_var), momentum)
         scale = (var + eps).rsqrt()
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
         along = (1, -1, *[1] * (x.ndim - 2))
-        normal = (x - mean.to(x.dtype).view(along)) * scale.to(x.dtype).view(along)
+        normal = (wide - mean.to(wide).view(along)) * scale.to(wide).view(along)
         if weight is not None:
-            normal = normal * weight.to(x.dtype).view(along)
-        return normal if bias is None else normal + bias.to(x.dtype).view(along)
+            normal = normal * weight.to(wide).view(along)
+        return (normal if bias is None else normal + bias.to(wide).view(along)).to(x.dtype)
 
     def dropout(self, x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
         """Dropout with this part's rows of what is drawn for the whole batch."""
         if not training or p in (0, 1) or len(x) != self.rows.stop - self.rows.start:
             return F.dropout(x, p, training, inplace)
-        drawn = x.new_empty(self.n, *x.shape[1:]).bernoulli_(1 - p, generator=self.noise).div_(1 - p)
-        return x.mul_(drawn[self.rows]) if inplace else x * drawn[self.rows]
+        kept = self.draws.mask(self.calls, x, p)[self.rows].to(x.dtype).div_(1 - p)
+        self.calls += 1
+        return x.mul_(kept) if inplace else x * kept
 
 
 def _statistics(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
