@@ -30,7 +30,8 @@ def gated(
 
     Line 5-7 of Algorithm 1: the difference of two Gumbel(0, 1) draws is the logistic noise ``logit(u)``,
     so one uniform draw is enough. The gradient is ``dL/dw = g m`` and
-    ``dL/ds = g w m (1 - m) / (tau max(s (1 - s), floor))``.
+    ``dL/ds = g w m (1 - m) / (tau max(s (1 - s), floor))``. At s = 0 both gate and ``dL/ds`` are 0, which is
+    the limit for tau < 1; for tau = 1 the limit of the derivative is ``g w u / (1 - u)``.
 
     Args:
         weights: ``(d,)`` float32.
