@@ -12,8 +12,14 @@ KEYS = [
     (Recipe(method="erm", width=64, steps=10, batch_size=64), "8c5e6bca839a0d5f"),
     (Recipe(method="erm", optimizer="sgd", lr=0.1, momentum=0.5), "ded2e4b13bea9d0f"),
     (Recipe(method="sparseerm", settings="paper"), "b4791037397e90ee"),
-    (Recipe(method="sparseerm", sparsifier="rigl", density=0.1), "a687b8f7cfd23404"),
-    (Recipe(method="sparseerm", budget=500, optimizer="sgd"), "09cf49b58b6a878e"),
+    (
+        Recipe(method="sparseerm", sparsifier="rigl", density=0.1, sparsifier_options={"decide_at": 0.75}),
+        "a687b8f7cfd23404",
+    ),
+    (
+        Recipe(method="sparseerm", budget=500, optimizer="sgd", sparsifier_options={"score_eps": 1.0}),
+        "09cf49b58b6a878e",
+    ),
 ]
 
 
@@ -27,7 +33,7 @@ def test_a_recipe_written_out_before_an_option_came_keeps_its_meaning_and_key() 
     older = Recipe.from_json(younger.to_json())
     assert "score_eps" not in older.sparsifier_options
     assert older.resolved() == younger and older.key == younger.key != Recipe().key
-    assert Recipe(sparsifier_options={"score_lr": 0.1}).resolved().sparsifier_options["score_eps"] == 1.0
+    assert Recipe(sparsifier_options={"score_lr": 0.1}).resolved().sparsifier_options["score_eps"] == 3.0
 
 
 def test_a_width_written_out_is_the_default_width() -> None:

@@ -392,7 +392,7 @@ def test_a_damaged_file_is_named_and_the_run_is_repeated_without_it(
     monkeypatch.setenv(CHECKPOINT_VARIABLE, "1000")
 
     if name == CHECKPOINT:
-        stopped(tmp_path, step=180)
+        stopped(tmp_path, step=110)
     else:
         copied(whole, tmp_path)
     path, command = tmp_path / name, [*TRAIN, "--out", str(tmp_path), "--resume"]

@@ -153,6 +153,27 @@ def test_images_of_unequal_size_are_padded_in_the_middle(tmp_path: Path) -> None
     assert inside.double().sum() == lower.double().sum() > 0
 
 
+def test_any_two_sources_are_a_data_set_of_a_recipe() -> None:
+    chosen = {"top": "digits:3, 8", "bottom": "digits:0,1"}
+    data = Recipe(data="pair", n_train=200, data_options=chosen).resolved().make_data()
+    named = Recipe(data="digit_pairs", n_train=200).resolved().make_data()
+    for one, other in zip(tensors(data), tensors(named), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("words", ["digits", "digits:", "", "digits:3,12", "letters:a,b"])
+def test_a_pair_of_what_is_not_there_is_refused(words: str) -> None:
+    with pytest.raises(SettingError, match=r"`top` of data set 'pair'|class of 'digits'|source of images"):
+        Recipe(data="pair", data_options={"top": words}).resolved().make_data()
+
+
+def test_a_pair_is_tied_to_files_that_may_differ_elsewhere() -> None:
+    recipe = Recipe(data="pair", data_options={"top": "cifar10:automobile,truck"})
+    with pytest.raises(SettingError, match="kept by the content of its files"):
+        _ = recipe.key
+    assert len(Recipe(data="pair").key) == 16
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

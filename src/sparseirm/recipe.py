@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 from sparseirm.core import Loss, Penalty, SettingError, Sparsifier
-from sparseirm.data import DATASETS, DEFAULTS, FINGERPRINTS, MANY_CLASSES, OPTIONS, OWN, DataSet
+from sparseirm.data import DATASETS, DEFAULTS, MANY_CLASSES, OPTIONS, OWN, DataSet, fingerprint
 from sparseirm.data.environments import steps_per_epoch, without_environment
 from sparseirm.files import canonical, check_types, digest
 from sparseirm.inference import Inference
@@ -57,9 +57,10 @@ class Recipe:
         data: data set: colored_digits or full_colored_digits, which need no files; colored_mnist,
             full_colored_mnist, colored_fashion, full_colored_fashion; or, to tune on,
             colored_mnist_small, full_colored_mnist_small, colored_mnist_parity; cifar_mnist, cifar_fashion,
-            fashion_over_mnist, digit_pairs, photos_on_colors; colored_object, after prepare-coco; folder or
-            manifest, your own images. See docs/data.md.
-        data_options: further settings of the data set by name, such as size 32 for photos_on_colors.
+            fashion_over_mnist, digit_pairs; pair, any two sources; photos_on_colors; colored_object, after
+            prepare-coco; folder or manifest, your own images. See docs/data.md.
+        data_options: further settings of the data set by name, such as size 32 for photos_on_colors, or
+            top digits:3,8 bottom mnist:0,1 for pair.
         test_envs: the environments of your own images that are kept for the test.
         data_digest: SHA-256 of the files the data are made of; found by itself, and refused if they changed.
         n_train: training samples of all environments together; the data set's own number by default.
@@ -292,7 +293,7 @@ class Recipe:
     @property
     def key(self) -> str:
         """16 hexadecimal digits that name the resolved recipe in a result store."""
-        if self.data in FINGERPRINTS and self.data_digest is None:
+        if self.data_digest is None and fingerprint(self.data, self.data_options):
             raise SettingError(
                 f"results on data set {self.data!r} are kept by the content of its files; get a recipe that "
                 "knows it with `recipe.pinned(data_root)`."
@@ -315,9 +316,10 @@ class Recipe:
             >>> Recipe().pinned() == Recipe()
             True
         """
-        if self.data not in FINGERPRINTS:
+        digest_of = fingerprint(self.data, self.data_options)
+        if digest_of is None:
             return self
-        here = FINGERPRINTS[self.data](data_root)
+        here = digest_of(data_root)
         if self.data_digest not in (None, here):
             raise SettingError(
                 f"`data_digest` of the recipe is {str(self.data_digest)[:8]}..., and that of the files of "
@@ -562,7 +564,7 @@ class Recipe:
             idle |= dict.fromkeys(OF_CONSTRUCTION, "your own images are taken as they are")
         else:
             idle["test_envs"] = f"the environments of {self.data!r} follow from `correlations`"
-        if self.data not in FINGERPRINTS:
+        if fingerprint(self.data, self.data_options) is None:
             idle["data_digest"] = f"{self.data!r} is the same wherever it comes from"
         return idle
 

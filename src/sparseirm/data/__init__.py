@@ -1,6 +1,6 @@
 """Data in environments: the shapes they come in, and the data sets by name."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -28,6 +28,7 @@ DATASETS: dict[str, Callable[..., DataSet]] = {
         if name != "mnist_parity"  # it has two classes
     },
     **{name: partial(paired_by_name, name) for name in PAIRS},
+    "pair": paired.pair,
     "colored_object": colored_object,
     "photos_on_colors": photos_on_colors,
 }
@@ -40,6 +41,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     **{f"colored_{name}": defaults("colored", source) for name, source in SHORT_NAMES.items()},
     **{f"full_colored_{name}": defaults("full_colored", source) for name, source in SHORT_NAMES.items()},
     **{name: {**paired.USUAL, "n_train": pair.n_train} for name, pair in PAIRS.items()},
+    "pair": paired.USUAL,
     **dict.fromkeys(("colored_object", "photos_on_colors"), objects.USUAL),
     **{name: {} for name in OWN},
 }
@@ -51,6 +53,7 @@ MANY_CLASSES = frozenset(name for name in DATASETS if name.startswith("full_colo
 OPTIONS: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("colored_object", "photos_on_colors"), objects.OPTIONS),
     **dict.fromkeys(OWN, own.OPTIONS),
+    "pair": paired.OPTIONS,
 }
 """Name to the further options of data sets that have any, with their defaults."""
 
@@ -62,5 +65,13 @@ FINGERPRINTS: dict[str, Callable[[str | None], str]] = {
     "manifest": partial(own.fingerprint, own.manifest_entries),
 }
 """Name to ``(data_root) -> SHA-256``, for data sets whose files may be others elsewhere, or tomorrow."""
+
+
+def fingerprint(name: str, chosen: Mapping[str, Any]) -> Callable[[str | None], str] | None:
+    """The one of `FINGERPRINTS` for a data set with these options; None if it is the same everywhere."""
+    if name == "pair":
+        return paired.pair_fingerprint(**{**paired.OPTIONS, **chosen})
+    return FINGERPRINTS.get(name)
+
 
 __all__ = ["DATASETS", "Batch", "Batches", "DataSet", "Split", "colored_mnist", "full_colored_mnist"]

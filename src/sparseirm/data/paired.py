@@ -6,8 +6,9 @@ belongs to the NOISY label with probability ``correlation``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch.nn.functional import pad
 from sparseirm.data import cifar
 from sparseirm.data.construction import constructed, construction, require
 from sparseirm.data.environments import DataSet
-from sparseirm.data.pools import pools_of
+from sparseirm.data.pools import POOLS, pools_of
 from sparseirm.randomness import generator
 
 Choice = tuple[str, Sequence[str]]
@@ -171,6 +172,48 @@ def paired_by_name(name: str, n_train: int | None = None, **arguments: Any) -> D
     pair = PAIRS[name]
     n_train = pair.n_train if n_train is None else n_train
     return paired(pair.top, pair.bottom, n_train=n_train, name=name, **arguments)
+
+
+OPTIONS = {"top": "digits:3,8", "bottom": "digits:0,1"}
+"""Options of the data set ``pair``: source and classes of the upper and of the lower images."""
+
+
+def pair(top: str, bottom: str, **arguments: Any) -> DataSet:
+    """Any two sources combined, as the data set ``pair``; see `paired` for the arguments.
+
+    Args:
+        top: source and classes of the upper images, such as ``cifar10:automobile,truck``.
+        bottom: the same for the lower images.
+        **arguments: those of `paired`, besides ``top`` and ``bottom``.
+
+    Returns:
+        The data set.
+
+    Raises:
+        SettingError: if an argument is out of its range or the files are not to be had.
+
+    Example:
+        >>> pair("digits:3,8", "digits:0,1", n_train=100).name
+        'digits_digits'
+    """
+    return paired(_choice("top", top), _choice("bottom", bottom), **arguments)
+
+
+def pair_fingerprint(top: str, bottom: str) -> Callable[[str | None], str] | None:
+    """``(data_root) -> SHA-256`` of the CIFAR-10 images of the data set ``pair``; None if it has none."""
+    used = Pair(_choice("top", top), _choice("bottom", bottom), 0).cifar_classes
+    return partial(cifar.fingerprint, classes=used) if used else None
+
+
+def _choice(side: str, words: str) -> Choice:
+    source, colon, names = words.partition(":")
+    require(
+        bool(colon and names),
+        f"`{side}` of data set 'pair' must be a source and its classes, such as 'digits:3,8'",
+        words,
+        f"Sources are {', '.join(POOLS)}.",
+    )
+    return source, tuple(name.strip() for name in names.split(","))
 
 
 def fingerprint(name: str, data_root: str | None = None) -> str:
