@@ -199,7 +199,7 @@ def test_every_method_runs_with_every_settings(settings: str, method: str) -> No
 
 def test_more_than_two_classes_have_a_choice_of_their_own_in_ours_only() -> None:
     two, many = Recipe(data="colored_mnist").resolved(), Recipe(data="full_colored_mnist").resolved()
-    assert (many.lr, many.penalty_weight, many.lr_drop, many.lr_stop) == (1.5e-3, 3e3, 1.0, 1.0)
+    assert (many.lr, many.penalty_weight, many.lr_drop, many.lr_stop) == (1.5e-3, 3e3, 1.0, 0.6)
     assert (two.lr, two.penalty_weight, two.lr_drop, two.lr_stop) == (6e-4, 1e4, 0.3, 0.6)
     paper = Recipe(data="full_colored_mnist", settings="paper").resolved()
     assert (paper.lr, paper.penalty_weight) == (4e-4, 1e4)

@@ -103,7 +103,7 @@ has rates of its own; how its values were found is told in docs/tuning.md. ``spa
 """
 
 MANY: dict[str, dict[str, Any]] = {
-    "ours": {"lr": 1.5e-3, "lr_drop": 1.0, "lr_stop": 1.0, "penalty_weight": 3e3},
+    "ours": {"lr": 1.5e-3, "lr_drop": 1.0, "penalty_weight": 3e3},
 }
 """What the settings say otherwise of the MLP for more than two classes.
 
