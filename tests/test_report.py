@@ -269,6 +269,22 @@ def test_the_markdown_page_has_its_figures(store: Store, tmp_path: Path) -> None
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
 
 
+def test_pages_say_under_each_table_of_what_files_its_numbers_are(store: Store, tmp_path: Path) -> None:
+    cells = select("table3", methods=["erm", "irm"], data=["cifar_mnist"])
+    runs = [r for cell in cells for r in runs_of(cell, (60.0, 61.0))]
+    noted = [replace(run, source_note="JPEG quality 75") for run in runs]
+    other = replace(runs[0], recipe=replace(runs[0].recipe, precision="fp32"), source_note="another | kind")
+    for result in (*noted, other):
+        store.put(replace(result, recipe=replace(result.recipe, data_digest="a" * 64)))
+    words = parsed(report(store.root, tmp_path / "out").read_bytes()).text
+    text = (tmp_path / "out" / "report.md").read_text()
+    for page in (words, text):  # below accuracies, and below selection rules
+        assert page.count("Data: JPEG quality 75") == 2
+        tables = page.partition("CIFARMNIST, resnet18")[2].partition("Data: JPEG quality 75")[0]
+        assert "60.5" in tables and "ColoredMNIST" not in tables
+    assert "another | kind" in words
+
+
 def test_what_comes_from_a_store_is_escaped(store: Store, tmp_path: Path) -> None:
     strange = replace(RESULTS[0], recipe=replace(RESULTS[0].recipe, data=HOSTILE, method=HOSTILE))
     strange = replace(strange, environment={"device": HOSTILE, "threads": 1})

@@ -10,7 +10,7 @@ from sparseirm.core import SettingError
 from sparseirm.experiments.grids import PRECISION, Cell
 from sparseirm.experiments.rules import Chosen, side_by_side
 from sparseirm.experiments.statistics import Figures, paired
-from sparseirm.experiments.tables import collapsed
+from sparseirm.experiments.tables import collapsed, source_notes
 from sparseirm.files import canonical
 from sparseirm.recipe import Recipe
 from sparseirm.runs import Result
@@ -111,7 +111,18 @@ class Sheet:
     @property
     def n_runs(self) -> int:
         """Number of runs in it."""
-        return sum(len(finding.results) for row in self.rows.values() for finding in row.values())
+        return len(self.results)
+
+    @property
+    def results(self) -> list[Result]:
+        """All runs in it."""
+        findings = [finding for row in self.rows.values() for finding in row.values()]
+        return [result for finding in findings for result in finding.results.values()]
+
+    @property
+    def sources(self) -> list[str]:
+        """What one should know about the files behind its runs, such as that they are JPEG."""
+        return source_notes(self.results)
 
 
 def sheets(findings: Iterable[Finding]) -> list[Sheet]:

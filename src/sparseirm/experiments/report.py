@@ -25,7 +25,7 @@ from sparseirm.experiments.rules import Chosen
 from sparseirm.experiments.statistics import Figures
 from sparseirm.experiments.store import Store
 from sparseirm.experiments.summary import summary
-from sparseirm.experiments.tables import collapsed, label
+from sparseirm.experiments.tables import collapsed, label, source_notes
 from sparseirm.files import write_bytes
 from sparseirm.methods import SETTINGS
 from sparseirm.recipe import Recipe
@@ -95,7 +95,7 @@ def content(study: Study, findings: list[Finding], store: Store) -> dict[str, An
         "svg": svg,
         "plain": _plain,
         "rules": RULES,
-        "by_rule": [(sheet.title, _by_rule(sheet)) for sheet in sheets(run)],
+        "by_rule": [(sheet, _by_rule(sheet)) for sheet in sheets(run)],
         "refusals": sorted({chosen.refusal for f in run for chosen in f.rules if chosen.refusal}),
         "pairs": [(sheet, gaps) for sheet in shown if (gaps := _pairs(sheet))],
         "paths": [_paths(sheet) for sheet in sheets(run)],
@@ -184,9 +184,10 @@ def _other(group: list[Result]) -> dict[str, Any]:
     recipe = group[0].recipe
     names = ("correlations", "sparsifier", "density", "steps", "precision", "settings", "leave_out")
     settings = {name: getattr(recipe, name) for name in names}
+    data = (recipe.data, f"{recipe.n_train} samples", f"{recipe.model} {recipe.width or ''}")
     return {
         "name": _label(recipe),
-        "data": f"{recipe.data}, {recipe.n_train} samples, {recipe.model} {recipe.width or ''}",
+        "data": ", ".join((*data, *source_notes(group))),
         "settings": ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None),
         "accuracy": {split: _over_seeds(group, split) for split in ("test", "train")},
         "seeds": len(group),

@@ -109,6 +109,8 @@ def reproduce(
     console.print(LEGEND, highlight=False)
     for sheet in sheets(findings):
         console.print(f"\n[bold]{sheet.title}[/bold]", table(sheet), sep="\n")
+        for note in sheet.sources:
+            console.print(f"data: {note}", highlight=False, markup=False)
     if failed:
         raise SettingError(
             f"{failed} of {len(wanted)} runs failed; the reasons are in {store / 'failed'}. The same command "
