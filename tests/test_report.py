@@ -127,6 +127,19 @@ def test_a_verdict_says_where_the_papers_number_lies(
     assert finding_of(SPARSE, tests, train).verdict == verdict
 
 
+def test_the_verdict_of_table_7_is_of_training_accuracy() -> None:
+    (cell,) = select("table7", widths=[390], methods=["erm"])
+    assert cell.train is not None and cell.test is not None
+    train, test = cell.train, cell.test
+    runs = [result_of(cell.recipe(), test - 9 + seed / 10, train + 5, seed) for seed in range(2)]
+    runs = [*runs, result_of(cell.recipe(), test - 9, train + 5.1, 2)]
+    study, split = Study(runs), GRIDS["table7"].split
+    assert study.finding(cell).verdict == ("bad", "below")
+    assert study.finding(cell, split=split).verdict == ("good", "above")
+    assert Study(runs[:1]).finding(cell, split=split).verdict == ("", "+5.0, one seed")
+    assert {name for name, grid in GRIDS.items() if grid.split == "train"} == {"table7"}
+
+
 def test_cells_with_some_collapsed_runs_say_so() -> None:
     runs = runs_of(SPARSE, (69.0, 70.0, 70.5))
     lost = [result_of(SPARSE.recipe(), 80.0, 51.0, seed) for seed in (2, 3, 4)]
@@ -260,11 +273,14 @@ def test_the_page_stands_alone_and_shows_train_and_test_together(store: Store, t
 
 
 def test_the_markdown_page_has_its_figures(store: Store, tmp_path: Path) -> None:
+    (cell,) = select("table7", widths=[390], methods=["erm"])
+    store.put(result_of(cell.recipe(), 60.0, 80.0))
     report(store.root, tmp_path / "out")
     page = (tmp_path / "out" / "report.md").read_text()
+    assert f"train 80.0 (paper {cell.train:.1f})<br>" in page
     figures = re.findall(r"!\[[^]]+\]\(([^)]+)\)", page)
     assert figures and all((tmp_path / "out" / figure).exists() for figure in figures)
-    assert "**70.0 ± 5.0**<br>" in page
+    assert "**70.0 ± 5.0**<br>paper 69.7<br>train 72.0<br>within, 3 seeds" in page
     for table in re.findall(r"(?:^\|.*\n)+", page, re.MULTILINE):
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
 

@@ -52,6 +52,27 @@ def test_what_is_missing_is_run_once_and_shown_beside_the_paper(
     assert runs == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").iterdir()}
 
 
+def test_training_accuracy_stands_beside_the_papers_and_is_what_table7_is_about(
+    tiny: list[Cell], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny[:] = [replace(tiny[0], train=12.5)]
+    shown = {}
+    for what in ("table2", "table7"):
+        (finding,) = reproduce(what, store=tmp_path)
+        lines = capsys.readouterr().out.splitlines()
+        shown[what] = [words for line in lines if (words := line.strip("│ ").removeprefix("ERM").strip("│ "))]
+    test, train = (figures.mean for split in ("test", "train") if (figures := finding.accuracy(split)))
+    beside = [f"{test:.1f}", "paper 50.0", f"train {train:.1f} (paper 12.5)", f"{test - 50:+.1f}, one seed"]
+    assert shown["table2"][-5:-1] == beside
+    beside = [
+        f"train {train:.1f}",
+        "paper 12.5",
+        f"test {test:.1f} (paper 50.0)",
+        f"{train - 12.5:+.1f}, one seed",
+    ]
+    assert shown["table7"][-5:-1] == beside
+
+
 def test_below_a_table_it_is_said_of_what_files_its_numbers_are(
     tiny: list[Cell], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
