@@ -17,7 +17,7 @@ from sparseirm.evaluation.metrics import Score
 from sparseirm.experiments.beside_paper import Finding, Study, difference, sheets
 from sparseirm.experiments.claims import claims
 from sparseirm.experiments.deviations import read, unexplained
-from sparseirm.experiments.grids import GRIDS, Cell, select
+from sparseirm.experiments.grids import GRIDS, Cell, Grid, select
 from sparseirm.experiments.report import found, report
 from sparseirm.experiments.store import Store
 from sparseirm.experiments.summary import COLUMNS
@@ -283,6 +283,25 @@ def test_the_markdown_page_has_its_figures(store: Store, tmp_path: Path) -> None
     assert "**70.0 ± 5.0**<br>paper 69.7<br>train 72.0<br>within, 3 seeds" in page
     for table in re.findall(r"(?:^\|.*\n)+", page, re.MULTILINE):
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
+
+
+def test_the_markdown_page_has_what_the_html_page_has(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = replace(ORACLE, method="Magic")
+    monkeypatch.setattr(Grid, "cells", property(lambda self: [SPARSE, DENSE, ORACLE, lost]))
+    for result in (*runs_of(DENSE, (20.0, 20.1, 20.2)), result_of(Recipe(width=7, method="erm"), 61.5, 12.5)):
+        store.put(result)
+    report(store.root, tmp_path / "out")
+    page = (tmp_path / "out" / "report.md").read_text()
+    assert "not available, 1 cells: no method is named 'magic'" in page
+    untold = re.findall(r"- `(\S+)`: (\w+)\n", page)
+    assert untold == [("colored_mnist/20000/mlp/390/IRM/rex/ours", "below")]
+    assert "| ERM | 61.5 | 12.5 | 1, 1 collapsed | colored\\_digits, 1200 samples, mlp 7 |" in page
+    figures = re.findall(r"/(trajectory-[^)]+)\.svg", page)
+    methods = ("sparseirm-rex", "sparseirm-rex-released-settings", "irm-rex", "oracle")
+    assert {*figures} == {f"trajectory-colored-mnist-20000-mlp-{method}" for method in methods}
+    assert len(figures) == 4
 
 
 def test_pages_say_under_each_table_of_what_files_its_numbers_are(store: Store, tmp_path: Path) -> None:
