@@ -17,7 +17,7 @@ from sparseirm.evaluation.metrics import Score
 from sparseirm.experiments.beside_paper import Finding, Study, difference, sheets
 from sparseirm.experiments.claims import claims
 from sparseirm.experiments.deviations import read, unexplained
-from sparseirm.experiments.grids import GRIDS, Cell, select
+from sparseirm.experiments.grids import GRIDS, Cell, Grid, select
 from sparseirm.experiments.report import found, report
 from sparseirm.experiments.store import Store
 from sparseirm.experiments.summary import COLUMNS
@@ -125,6 +125,19 @@ def test_a_verdict_says_where_the_papers_number_lies(
 ) -> None:
     assert SPARSE.test == 69.71
     assert finding_of(SPARSE, tests, train).verdict == verdict
+
+
+def test_the_verdict_of_table_7_is_of_training_accuracy() -> None:
+    (cell,) = select("table7", widths=[390], methods=["erm"])
+    assert cell.train is not None and cell.test is not None
+    train, test = cell.train, cell.test
+    runs = [result_of(cell.recipe(), test - 9 + seed / 10, train + 5, seed) for seed in range(2)]
+    runs = [*runs, result_of(cell.recipe(), test - 9, train + 5.1, 2)]
+    study, split = Study(runs), GRIDS["table7"].split
+    assert study.finding(cell).verdict == ("bad", "below")
+    assert study.finding(cell, split=split).verdict == ("good", "above")
+    assert Study(runs[:1]).finding(cell, split=split).verdict == ("", "+5.0, one seed")
+    assert {name for name, grid in GRIDS.items() if grid.split == "train"} == {"table7"}
 
 
 def test_cells_with_some_collapsed_runs_say_so() -> None:
@@ -260,13 +273,51 @@ def test_the_page_stands_alone_and_shows_train_and_test_together(store: Store, t
 
 
 def test_the_markdown_page_has_its_figures(store: Store, tmp_path: Path) -> None:
+    (cell,) = select("table7", widths=[390], methods=["erm"])
+    store.put(result_of(cell.recipe(), 60.0, 80.0))
     report(store.root, tmp_path / "out")
     page = (tmp_path / "out" / "report.md").read_text()
+    assert f"train 80.0 (paper {cell.train:.1f})<br>" in page
     figures = re.findall(r"!\[[^]]+\]\(([^)]+)\)", page)
     assert figures and all((tmp_path / "out" / figure).exists() for figure in figures)
-    assert "**70.0 ± 5.0**<br>" in page
+    assert "**70.0 ± 5.0**<br>paper 69.7<br>train 72.0<br>within, 3 seeds" in page
     for table in re.findall(r"(?:^\|.*\n)+", page, re.MULTILINE):
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
+
+
+def test_the_markdown_page_has_what_the_html_page_has(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = replace(ORACLE, method="Magic")
+    monkeypatch.setattr(Grid, "cells", property(lambda self: [SPARSE, DENSE, ORACLE, lost]))
+    for result in (*runs_of(DENSE, (20.0, 20.1, 20.2)), result_of(Recipe(width=7, method="erm"), 61.5, 12.5)):
+        store.put(result)
+    report(store.root, tmp_path / "out")
+    page = (tmp_path / "out" / "report.md").read_text()
+    assert "not available, 1 cells: no method is named 'magic'" in page
+    untold = re.findall(r"- `(\S+)`: (\w+)\n", page)
+    assert untold == [("colored_mnist/20000/mlp/390/IRM/rex/ours", "below")]
+    assert "| ERM | 61.5 | 12.5 | 1, 1 collapsed | colored\\_digits, 1200 samples, mlp 7 |" in page
+    figures = re.findall(r"/(trajectory-[^)]+)\.svg", page)
+    methods = ("sparseirm-rex", "sparseirm-rex-released-settings", "irm-rex", "oracle")
+    assert {*figures} == {f"trajectory-colored-mnist-20000-mlp-{method}" for method in methods}
+    assert len(figures) == 4
+
+
+def test_pages_say_under_each_table_of_what_files_its_numbers_are(store: Store, tmp_path: Path) -> None:
+    cells = select("table3", methods=["erm", "irm"], data=["cifar_mnist"])
+    runs = [r for cell in cells for r in runs_of(cell, (60.0, 61.0))]
+    noted = [replace(run, source_note="JPEG quality 75") for run in runs]
+    other = replace(runs[0], recipe=replace(runs[0].recipe, precision="fp32"), source_note="another | kind")
+    for result in (*noted, other):
+        store.put(replace(result, recipe=replace(result.recipe, data_digest="a" * 64)))
+    words = parsed(report(store.root, tmp_path / "out").read_bytes()).text
+    text = (tmp_path / "out" / "report.md").read_text()
+    for page in (words, text):  # below accuracies, and below selection rules
+        assert page.count("Data: JPEG quality 75") == 2
+        tables = page.partition("CIFARMNIST, resnet18")[2].partition("Data: JPEG quality 75")[0]
+        assert "60.5" in tables and "ColoredMNIST" not in tables
+    assert "another | kind" in words
 
 
 def test_what_comes_from_a_store_is_escaped(store: Store, tmp_path: Path) -> None:

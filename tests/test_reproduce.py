@@ -2,6 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,39 @@ def test_what_is_missing_is_run_once_and_shown_beside_the_paper(
     assert "paper 50.0" in shown and "not available" in shown and "IRM (rex), paper" in shown
     reproduce("table8", seeds=(0, 1), settings=("ours", "paper"), store=tmp_path)
     assert runs == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").iterdir()}
+
+
+def test_training_accuracy_stands_beside_the_papers_and_is_what_table7_is_about(
+    tiny: list[Cell], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny[:] = [replace(tiny[0], train=12.5)]
+    shown = {}
+    for what in ("table2", "table7"):
+        (finding,) = reproduce(what, store=tmp_path)
+        lines = capsys.readouterr().out.splitlines()
+        shown[what] = [words for line in lines if (words := line.strip("│ ").removeprefix("ERM").strip("│ "))]
+    test, train = (figures.mean for split in ("test", "train") if (figures := finding.accuracy(split)))
+    beside = [f"{test:.1f}", "paper 50.0", f"train {train:.1f} (paper 12.5)", f"{test - 50:+.1f}, one seed"]
+    assert shown["table2"][-5:-1] == beside
+    beside = [
+        f"train {train:.1f}",
+        "paper 12.5",
+        f"test {test:.1f} (paper 50.0)",
+        f"{train - 12.5:+.1f}, one seed",
+    ]
+    assert shown["table7"][-5:-1] == beside
+
+
+def test_below_a_table_it_is_said_of_what_files_its_numbers_are(
+    tiny: list[Cell], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reproduce("table8", store=tmp_path)
+    assert "data: " not in capsys.readouterr().out
+    store = Store(tmp_path)
+    for result in store.all():
+        store.put(replace(result, source_note="[red]JPEG quality 75"))
+    reproduce("table8", store=tmp_path)
+    assert capsys.readouterr().out.count("\ndata: [red]JPEG quality 75\n") == 1
 
 
 def test_a_dry_run_says_what_is_missing_and_writes_nothing(

@@ -10,7 +10,7 @@ from sparseirm.core import SettingError
 from sparseirm.experiments.grids import PRECISION, Cell
 from sparseirm.experiments.rules import Chosen, side_by_side
 from sparseirm.experiments.statistics import Figures, paired
-from sparseirm.experiments.tables import collapsed
+from sparseirm.experiments.tables import collapsed, source_notes
 from sparseirm.files import canonical
 from sparseirm.recipe import Recipe
 from sparseirm.runs import Result
@@ -36,17 +36,23 @@ class Finding:
         settings: the named settings.
         results: results by seed.
         rules: what each selection rule reports of them.
+        split: whose accuracy is held against the paper's, ``test`` or ``train``.
     """
 
     cell: Cell
     settings: str
     results: dict[int, Result] = field(default_factory=dict)
     rules: tuple[Chosen, ...] = ()
+    split: str = "test"
 
     def accuracy(self, split: str) -> Figures | None:
         """Accuracy at the last step over seeds, percent; None without a run."""
         values = tuple(result.last[split].accuracy for result in self.results.values())
         return Figures(values) if values else None
+
+    def published(self, split: str) -> float | None:
+        """The published accuracy of a split, percent, or None."""
+        return {"test": self.cell.test, "train": self.cell.train}[split]
 
     @property
     def name(self) -> str:
@@ -68,16 +74,16 @@ class Finding:
         """How the mean compares with the paper's number: ``good``, ``bad``, ``odd`` or nothing, and words."""
         if not self.results:
             return "", "not available" if self.cell.missing else "not run"
-        n, test = len(self.results), self.accuracy("test")
+        n, ours = len(self.results), self.accuracy(self.split)
         also = f", {self.collapsed} of {n} collapsed" if self.collapsed else ""
         if 2 * self.collapsed > n:
             return "odd", "collapsed" if self.collapsed == n else also.removeprefix(", ")
-        paper = self.cell.test
-        if paper is None or test is None:
+        paper = self.published(self.split)
+        if paper is None or ours is None:
             return "", also.removeprefix(", ")
-        if test.interval is None:
-            return "", f"{test.mean - paper:+.1f}, one seed"
-        low, high = test.interval
+        if ours.interval is None:
+            return "", f"{ours.mean - paper:+.1f}, one seed"
+        low, high = ours.interval
         kind, words = (
             ("bad", "below") if high < paper else ("good", "above") if low > paper else ("good", "within")
         )
@@ -111,7 +117,18 @@ class Sheet:
     @property
     def n_runs(self) -> int:
         """Number of runs in it."""
-        return sum(len(finding.results) for row in self.rows.values() for finding in row.values())
+        return len(self.results)
+
+    @property
+    def results(self) -> list[Result]:
+        """All runs in it."""
+        findings = [finding for row in self.rows.values() for finding in row.values()]
+        return [result for finding in findings for result in finding.results.values()]
+
+    @property
+    def sources(self) -> list[str]:
+        """What one should know about the files behind its runs, such as that they are JPEG."""
+        return source_notes(self.results)
 
 
 def sheets(findings: Iterable[Finding]) -> list[Sheet]:
@@ -155,14 +172,14 @@ class Study:
         """The result of a recipe, or None."""
         return self._group(recipe.resolved()).get(recipe.seed)
 
-    def finding(self, cell: Cell, settings: str = "ours") -> Finding:
-        """What the store has of a cell."""
+    def finding(self, cell: Cell, settings: str = "ours", split: str = "test") -> Finding:
+        """What the store has of a cell, and whose accuracy is to be held against the paper's."""
         if cell.missing:
-            return Finding(cell, settings)
+            return Finding(cell, settings, split=split)
         recipe = cell.recipe(settings, precision=self.precision).resolved()
         results = self._group(recipe)
         rules = side_by_side([*results.values()], self.get) if results else []
-        return Finding(cell, settings, results, tuple(rules))
+        return Finding(cell, settings, results, tuple(rules), split)
 
     def others(self, findings: Iterable[Finding]) -> list[list[Result]]:
         """Results that belong to none of the findings, seeds together."""

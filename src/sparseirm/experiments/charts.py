@@ -55,7 +55,7 @@ def against_width(findings: Iterable[Finding], split: str) -> Figure:
 
 
 def _line(axes: Axes, row: Sequence[Finding], split: str, colour: str, method: str) -> None:
-    published = [(f.cell.width or 0, value) for f in row if (value := getattr(f.cell, split)) is not None]
+    published = [(f.cell.width or 0, value) for f in row if (value := f.published(split)) is not None]
     axes.plot(*np.reshape(published, (-1, 2)).T, "--", color=colour, lw=1, alpha=0.75)
     ours = [(f, figures) for f in row if (figures := f.accuracy(split))]
     if not ours:

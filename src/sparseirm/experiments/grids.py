@@ -87,11 +87,13 @@ class Grid:
         title: what it shows.
         tables: the published tables its cells stand in.
         keep: which of their cells it shows.
+        split: whose accuracy it is about, ``test`` or ``train``.
     """
 
     title: str
     tables: tuple[str, ...]
     keep: Callable[[Cell], bool] = lambda cell: True
+    split: str = "test"
 
     @property
     def cells(self) -> list[Cell]:
@@ -103,7 +105,9 @@ class Grid:
 GRIDS = {
     "table2": Grid("Table 2: 50,000 training samples", ("table2",)),
     "table3": Grid("Table 3: ResNet-18", ("table3",)),
-    "table7": Grid("Table 7: training accuracy on FullColoredMNIST, 50,000 samples", ("table7",)),
+    "table7": Grid(
+        "Table 7: training accuracy on FullColoredMNIST, 50,000 samples", ("table7",), split="train"
+    ),
     "table8": Grid("Table 8: 20,000 training samples", ("table8",)),
     "figure1": Grid(
         "Figure 1: dense methods on ColoredMNIST, 50,000 samples, against width",

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
-from matplotlib.figure import Figure
 
 from sparseirm.core import SettingError
 from sparseirm.evaluation.selection import RULES
@@ -25,7 +24,7 @@ from sparseirm.experiments.rules import Chosen
 from sparseirm.experiments.statistics import Figures
 from sparseirm.experiments.store import Store
 from sparseirm.experiments.summary import summary
-from sparseirm.experiments.tables import collapsed, label
+from sparseirm.experiments.tables import collapsed, label, source_notes
 from sparseirm.files import write_bytes
 from sparseirm.methods import SETTINGS
 from sparseirm.recipe import Recipe
@@ -63,7 +62,7 @@ def report(store: Path = Path("results"), out: Path = Path("out/report"), precis
     study = Study(results, precision)
     findings = found(study)
     shown = content(study, findings, place)
-    for chart in shown["charts"]:
+    for chart in [*shown["charts"], *(chart for _, ways in shown["paths"] for chart in ways)]:
         saved(chart["figure"], out / chart["file"])
     write_bytes(out / "summary.csv", summary(findings).encode())
     write_bytes(out / "report.md", render(HERE.with_name("report.md"), **shown))
@@ -95,7 +94,7 @@ def content(study: Study, findings: list[Finding], store: Store) -> dict[str, An
         "svg": svg,
         "plain": _plain,
         "rules": RULES,
-        "by_rule": [(sheet.title, _by_rule(sheet)) for sheet in sheets(run)],
+        "by_rule": [(sheet, _by_rule(sheet)) for sheet in sheets(run)],
         "refusals": sorted({chosen.refusal for f in run for chosen in f.rules if chosen.refusal}),
         "pairs": [(sheet, gaps) for sheet in shown if (gaps := _pairs(sheet))],
         "paths": [_paths(sheet) for sheet in sheets(run)],
@@ -170,13 +169,22 @@ def _pairs(sheet: Sheet) -> dict[str, dict[int | None, Figures | None]]:
     return lines
 
 
-def _paths(sheet: Sheet) -> tuple[str, list[tuple[str, Figure]]]:
+def _paths(sheet: Sheet) -> tuple[str, list[dict[str, Any]]]:
     """Trajectories of every method at the width with the most runs."""
     n_runs = {w: sum(len(row[w].results) for row in sheet.rows.values() if w in row) for w in sheet.widths}
     width = max(sheet.widths, key=lambda w: (n_runs[w], w or 0))
     shown = {name: row[width].results.values() for name, row in sheet.rows.items() if width in row}
     title = f"{sheet.title}, width {width}" if width else sheet.title
-    return title, [(name, trajectory([*results])) for name, results in shown.items() if results]
+    about = f"trajectory {sheet.data} {sheet.n_train or ''} {sheet.model}"
+    return title, [
+        {
+            "figure": trajectory([*results]),
+            "file": f"figures/{_slug(f'{about} {name}')}.svg",
+            "caption": name,
+        }
+        for name, results in shown.items()
+        if results
+    ]
 
 
 def _other(group: list[Result]) -> dict[str, Any]:
@@ -184,9 +192,10 @@ def _other(group: list[Result]) -> dict[str, Any]:
     recipe = group[0].recipe
     names = ("correlations", "sparsifier", "density", "steps", "precision", "settings", "leave_out")
     settings = {name: getattr(recipe, name) for name in names}
+    data = (recipe.data, f"{recipe.n_train} samples", f"{recipe.model} {recipe.width or ''}")
     return {
         "name": _label(recipe),
-        "data": f"{recipe.data}, {recipe.n_train} samples, {recipe.model} {recipe.width or ''}",
+        "data": ", ".join((*data, *source_notes(group))),
         "settings": ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None),
         "accuracy": {split: _over_seeds(group, split) for split in ("test", "train")},
         "seeds": len(group),
@@ -214,6 +223,11 @@ def _machine(result: Result) -> str:
     words += [str(parts["device"])] if "device" in parts else []
     words += [f"{parts['threads']} thread(s)"] if "threads" in parts else []
     return ", ".join(words)
+
+
+def _slug(words: str) -> str:
+    """Words as part of a file's name."""
+    return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
 
 
 def _plain(text: object) -> Markup:

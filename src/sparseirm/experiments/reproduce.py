@@ -30,9 +30,11 @@ from sparseirm.registry import one_of
 
 What = Literal["table2", "table3", "table4", "table7", "table8", "figure1", "figure3", "figure4", "theorem1"]
 
+IN_WORDS = {"test": ("the test", "training"), "train": ("training", "the test")}
+
 LEGEND = (
-    "\nTest accuracy at the last step in percent, mean over seeds ± half its 95 % interval; the same\n"
-    "networks in training; the paper's number; is it within our interval, or are we above or below?"
+    "\nAccuracy in {} at the last step in percent, mean over seeds ± half its 95 % interval; the paper's\n"
+    "number, and if it is within our interval, or we are above or below; the same networks in {}."
 )
 
 
@@ -105,10 +107,13 @@ def reproduce(
             sweep(wanted, place, pool, data_root, shown.on_done, budget, shown.watch)
         failed = shown.failed
     study = Study(place.all(), precision, digests)
-    findings = [study.finding(cell, named) for named in settings for cell in cells]
-    console.print(LEGEND, highlight=False)
+    split = GRIDS[what].split
+    findings = [study.finding(cell, named, split) for named in settings for cell in cells]
+    console.print(LEGEND.format(*IN_WORDS[split]), highlight=False)
     for sheet in sheets(findings):
         console.print(f"\n[bold]{sheet.title}[/bold]", table(sheet), sep="\n")
+        for note in sheet.sources:
+            console.print(f"data: {note}", highlight=False, markup=False)
     if failed:
         raise SettingError(
             f"{failed} of {len(wanted)} runs failed; the reasons are in {store / 'failed'}. The same command "
@@ -142,10 +147,17 @@ def table(sheet: Sheet) -> Table:
 
 
 def _words(finding: Finding) -> str:
-    test, train = finding.accuracy("test"), finding.accuracy("train")
-    paper = "" if finding.cell.test is None else f"paper {finding.cell.test:.1f}"
-    ours = [test.words, f"train {train.mean:.1f}"] if test and train else []
-    return "\n".join(filter(None, [*ours, paper, finding.verdict[1]]))
+    """The accuracy its table is about, the paper's, the same networks in the other split, the verdict."""
+    split, other = ("test", "train") if finding.split == "test" else ("train", "test")
+    ours, beside = finding.accuracy(split), finding.accuracy(other)
+    paper, also = ("" if p is None else f"paper {p:.1f}" for p in map(finding.published, (split, other)))
+    lines = [
+        f"{'train ' * (split == 'train')}{ours.words}" if ours else "",
+        paper,
+        f"{other} {beside.mean:.1f}{also and f' ({also})'}" if beside else "",
+        finding.verdict[1],
+    ]
+    return "\n".join(filter(None, lines))
 
 
 def _say_what_is_not_run(console: Console, store: Store, cells: Sequence[Cell]) -> None:

@@ -94,7 +94,12 @@ def notes(table: Sequence[Row]) -> list[str]:
     """What one should know about rows: what `COLLAPSED` means, and each `Result.source_note` once."""
     marked = any(row.tested.endswith(COLLAPSED) for row in table)
     words = f"{COLLAPSED} near chance in training: a collapsed run, whose test accuracy means nothing"
-    return [words] * marked + sorted({r.source_note for row in table for r in row.results if r.source_note})
+    return [words] * marked + source_notes(result for row in table for result in row.results)
+
+
+def source_notes(results: Iterable[Result]) -> list[str]:
+    """Each `Result.source_note` of some results once."""
+    return sorted({result.source_note for result in results if result.source_note})
 
 
 def _below(table: Sequence[Row]) -> str:
