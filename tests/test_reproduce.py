@@ -15,6 +15,8 @@ from sparseirm.experiments.grids import COMPUTED_ELSEWHERE, GRIDS, Cell, Grid
 from sparseirm.experiments.reproduce import What, reproduce, seconds
 from sparseirm.experiments.store import Store
 from sparseirm.methods import SETTINGS
+from sparseirm.recipe import Recipe
+from sparseirm.runs import Result, run
 
 ROOT = Path(__file__).parents[1]
 
@@ -86,15 +88,54 @@ def test_a_dry_run_counts_what_was_run_on_the_files_at_hand(
 
 
 def test_a_failure_is_told_after_the_table_and_tried_again(
-    tiny: list[Cell], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny: list[Cell], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tiny[0] = Cell("colored_mnist", 10, "mlp", 3, "ERM", "", test=50.0)
+    def failing(recipe: Recipe, **given: Any) -> Result:
+        if recipe.width == 5:
+            raise SettingError("no luck")
+        return run(recipe, **given)
+
+    monkeypatch.setattr("sparseirm.experiments.sweep.run", failing)
     with pytest.raises(SettingError, match="1 of 3 runs failed; the reasons are in"):
-        reproduce("table8", data_root=str(tmp_path / "nowhere"), store=tmp_path / "new")
+        reproduce("table8", store=tmp_path / "new")
     assert len(Store(tmp_path / "new").all()) == 2
     capsys.readouterr()
     reproduce("table8", dry_run=True, store=tmp_path / "new")
     assert "failed before, and will be tried again: SettingError" in capsys.readouterr().out
+
+
+def test_data_that_cannot_be_had_are_told_before_anything_runs(
+    tiny: list[Cell], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny += [
+        Cell("colored_mnist", 100, "mlp", 3, "ERM", "", test=50.0),
+        Cell("full_colored_mnist", 100, "mlp", 3, "ERM", "", test=50.0),
+        Cell("colored_object", 100, "mlp", 3, "ERM", "", test=50.0),
+    ]
+    missing = (
+        "colored_mnist and full_colored_mnist, for 2 of 6 missing runs, cannot be had: MNIST is missing",
+        "colored_object, for 1 of 6 missing runs, cannot be had: the prepared COCO objects are missing",
+        "run only what can be: --data colored_digits",
+    )
+    root, store = tmp_path / "nowhere", tmp_path / "new"
+    reproduce("table8", dry_run=True, data_root=str(root), store=store)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "6 runs: 0 done, 6 missing" in shown and all(words in shown for words in missing)
+    assert "a dry run downloads nothing" in shown and not list(tmp_path.iterdir())
+    root.write_text("no folder: nothing can be downloaded into it")
+    with pytest.raises(SettingError) as caught:
+        reproduce("table8", data_root=str(root), store=store)
+    assert all(words in str(caught.value) for words in missing[::2]) and not store.exists()
+    reproduce("table8", data=("colored_digits",), data_root=str(root), store=store)
+    assert len(Store(store).all()) == 3
+
+
+def test_finished_runs_need_no_data(
+    tiny: list[Cell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reproduce("table8", store=tmp_path)
+    monkeypatch.delattr(Recipe, "make_data")
+    assert [len(f.results) for f in reproduce("table8", store=tmp_path)] == [1, 1, 1, 0]
 
 
 def test_a_time_budget_ends_a_sweep_without_failures(

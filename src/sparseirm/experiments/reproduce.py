@@ -6,7 +6,7 @@ import inspect
 import re
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +16,7 @@ from rich.table import Table
 from tyro.conf import Positional
 
 from sparseirm.core import SettingError
+from sparseirm.data.sources import no_downloads
 from sparseirm.experiments.beside_paper import Finding, Sheet, Study, sheets
 from sparseirm.experiments.estimates import Estimates
 from sparseirm.experiments.executors import connect, cores
@@ -96,13 +97,24 @@ def reproduce(
     place, console = Store(store), Console(width=None if Console().is_terminal else 140)
     _say_what_is_not_run(console, place, cells)
     failed = 0
+    finished = Study(place.all(), precision, digests)
+    missing = [recipe for recipe in wanted if finished.get(recipe) is None]
+    with no_downloads() if dry_run else nullcontext():
+        absent = _absent(missing, data_root)
     if dry_run:
-        here = [replace(recipe, data_digest=digests[recipe.data]) for recipe in wanted]
-        _plan(console, what, here, place, workers or cores() if executor == "local" else 1)
+        here = [replace(recipe, data_digest=digests[recipe.data]) for recipe in missing]
+        console.print(
+            f"{GRIDS[what].title}. {len(wanted)} runs: {len(wanted) - len(here)} done, {len(here)} missing."
+        )
+        _plan(console, here, place, workers or cores() if executor == "local" else 1)
+        if absent:
+            console.print(f"Note: {absent}", highlight=False, markup=False)
+    elif absent:
+        raise SettingError(absent)
     else:
         context = connect(executor, workers, store / "work" / "slurm", slurm_options)
         with context as pool, reporter(place) as shown:
-            sweep(wanted, place, pool, data_root, shown.on_done, budget, shown.watch)
+            sweep(missing, place, pool, data_root, shown.on_done, budget, shown.watch)
         failed = shown.failed
     study = Study(place.all(), precision, digests)
     findings = [study.finding(cell, named) for named in settings for cell in cells]
@@ -171,14 +183,32 @@ def _digests(recipes: Sequence[Recipe], data_root: str | None) -> dict[str, str 
     return found
 
 
-def _plan(console: Console, what: str, wanted: Sequence[Recipe], store: Store, workers: int) -> None:
+def _absent(runs: Sequence[Recipe], data_root: str | None) -> str:
+    """Data sets that cannot be had, how many runs need them, why, and the way out; empty if there are none.
+
+    Each is built once, as a run of it would build it, with whatever that downloads.
+    """
+    needed = Counter(recipe.data for recipe in runs)
+    absent: dict[str, list[str]] = {}
+    for recipe in {recipe.data: recipe for recipe in runs}.values():
+        try:
+            recipe.make_data(data_root)
+        except SettingError as error:
+            absent.setdefault(" ".join(str(error).split()), []).append(recipe.data)
+    words = [
+        f"{' and '.join(names)}, for {sum(needed[name] for name in names)} of {len(runs)} missing runs, "
+        f"cannot be had: {reason}"
+        for reason, names in absent.items()
+    ]
+    at_hand = needed.keys() - {name for names in absent.values() for name in names}
+    if words and at_hand:
+        words.append(f"Or run only what can be: --data {' '.join(sorted(at_hand))}")
+    return " ".join(words)
+
+
+def _plan(console: Console, missing: Sequence[Recipe], store: Store, workers: int) -> None:
     """What is missing, by method, and how long it will take."""
-    results = store.all()
-    study, estimates = Study(results), Estimates.of(results)
-    missing = [recipe for recipe in wanted if study.get(recipe) is None]
-    console.print(
-        f"{GRIDS[what].title}. {len(wanted)} runs: {len(wanted) - len(missing)} done, {len(missing)} missing."
-    )
+    estimates = Estimates.of(store.all())
     shown = Table()
     for heading in ("data", "method", "missing", "each", "together"):
         shown.add_column(heading, justify="left" if heading in ("data", "method") else "right")
