@@ -181,6 +181,35 @@ def test_what_cannot_be_reproduced_is_refused_in_one_line(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (["--executor", "dusk"], "no executor is named 'dusk'. Did you mean 'dask'?"),
+        (["--executor", "dask"], "`executor` must be local, slurm or dask://HOST:PORT"),
+        (["--slurm-options", "a", "1"], "`slurm_options` has no effect with local"),
+        (["--workers", "0"], "`workers` must be at least 1; got 0"),
+        (["--workers", "-3"], "`workers` must be at least 1; got -3"),
+        (["--executor", "slurm", "--workers", "2"], "`workers` has no effect with slurm"),
+    ],
+)
+def test_a_dry_run_refuses_the_executors_a_run_refuses(
+    flags: list[str], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["reproduce", "table8", *flags, "--dry-run"]) == 2
+    assert line in capsys.readouterr().err
+
+
+def test_how_long_a_cluster_takes_is_not_guessed(
+    tiny: list[Cell], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reproduce("table8", widths=(3,), store=tmp_path)
+    reproduce("table8", dry_run=True, workers=2, store=tmp_path)
+    assert "on 2 workers" in capsys.readouterr().out
+    reproduce("table8", dry_run=True, executor="slurm", store=tmp_path)
+    shown = capsys.readouterr().out
+    assert "of computing." in shown and "workers" not in shown
+
+
 def test_the_theorem_is_computed_by_its_own_command(monkeypatch: pytest.MonkeyPatch) -> None:
     called = []
     monkeypatch.setattr(module, "theory", lambda: called.append(True))

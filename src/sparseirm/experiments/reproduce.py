@@ -91,6 +91,7 @@ def reproduce(
     for name, given in (("seeds", seeds), ("settings", settings)):
         if not given or len(set(given)) < len(given):
             raise SettingError(f"`{name}` must name each one once, and at least one; got {list(given)}.")
+    context = connect(executor, workers, store / "work" / "slurm", slurm_options)
     cells = select(what, data, widths, methods, penalties)
     wanted = [*recipes(cells, seeds, settings, precision)]
     digests = _digests(wanted, data_root)
@@ -106,13 +107,12 @@ def reproduce(
         console.print(
             f"{GRIDS[what].title}. {len(wanted)} runs: {len(wanted) - len(here)} done, {len(here)} missing."
         )
-        _plan(console, here, place, workers or cores() if executor == "local" else 1)
+        _plan(console, here, place, workers or cores() if executor == "local" else None)
         if absent:
             console.print(f"Note: {absent}", highlight=False, markup=False)
     elif absent:
         raise SettingError(absent)
     else:
-        context = connect(executor, workers, store / "work" / "slurm", slurm_options)
         with context as pool, reporter(place) as shown:
             sweep(missing, place, pool, data_root, shown.on_done, budget, shown.watch)
         failed = shown.failed
@@ -206,8 +206,8 @@ def _absent(runs: Sequence[Recipe], data_root: str | None) -> str:
     return " ".join(words)
 
 
-def _plan(console: Console, missing: Sequence[Recipe], store: Store, workers: int) -> None:
-    """What is missing, by method, and how long it will take."""
+def _plan(console: Console, missing: Sequence[Recipe], store: Store, workers: int | None) -> None:
+    """What is missing, by method, and how long it will take; in all, if nobody knows on how many workers."""
     estimates = Estimates.of(store.all())
     shown = Table()
     for heading in ("data", "method", "missing", "each", "together"):
@@ -226,7 +226,7 @@ def _plan(console: Console, missing: Sequence[Recipe], store: Store, workers: in
         total = None if total is None or together is None else total + together
     if missing:
         console.print(shown)
-        spread = "" if total is None else f", about {duration(total / workers)} on {workers} workers"
+        spread = f", about {duration(total / workers)} on {workers} workers" if total and workers else ""
         console.print(f"Together: {duration(total)} of computing{spread}.", highlight=False)
     for recipe, reason in store.failures():
         if recipe in missing:
