@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import sparseirm.experiments.reproduce as module
-from sparseirm.cli import main
+from sparseirm.cli import _parsed, main
 from sparseirm.core import SettingError
 from sparseirm.data import FINGERPRINTS
 from sparseirm.experiments.grids import COMPUTED_ELSEWHERE, GRIDS, Cell, Grid
@@ -163,8 +163,9 @@ def test_a_time_that_is_none_is_refused(words: str) -> None:
         (["table8", "--time-budget", "soon"], "`time_budget` must be a time such as 150m"),
         (["table8", "--executor", "cloud"], "no executor is named 'cloud'"),
         (["table8", "--precision", "fp8"], "no precision is named 'fp8'"),
-        (["table4"], "table4 is computed by another command: sparseirm ablation"),
-        (["theorem1", "--seeds", "1"], "`seeds` has no effect on theorem1"),
+        (["table4"], "flags of its own: sparseirm ablation --data colored_mnist"),
+        (["figure4", "--dry-run"], "flags of its own: sparseirm ablation --data colored_mnist"),
+        (["theorem1", "--seeds", "1"], "with flags of its own: sparseirm theory"),
     ],
 )
 def test_what_cannot_be_reproduced_is_refused_in_one_line(
@@ -208,6 +209,12 @@ def test_how_long_a_cluster_takes_is_not_guessed(
     reproduce("table8", dry_run=True, executor="slurm", store=tmp_path)
     shown = capsys.readouterr().out
     assert "of computing." in shown and "workers" not in shown
+
+
+def test_the_command_of_the_ablation_parses_and_is_the_documented_one() -> None:
+    command = COMPUTED_ELSEWHERE["table4"]
+    assert command in (ROOT / "docs" / "ablations.md").read_text()
+    assert callable(_parsed(command.split()[1:]))
 
 
 def test_the_theorem_is_computed_by_its_own_command(monkeypatch: pytest.MonkeyPatch) -> None:

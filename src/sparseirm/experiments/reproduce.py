@@ -236,10 +236,10 @@ def _plan(console: Console, missing: Sequence[Recipe], store: Store, workers: in
 def _elsewhere(what: str, given: dict[str, Any]) -> None:
     """Compute what is not made of training runs, or say which command does."""
     usual = inspect.signature(reproduce).parameters
-    changed = [name for name, value in given.items() if value != usual[name].default]
-    if changed:
-        raise SettingError(f"`{changed[0]}` has no effect on {what}, which is no grid of runs. Leave it out.")
+    plain = all(value == usual[name].default for name, value in given.items())
     command = COMPUTED_ELSEWHERE[what]
-    if command != "theory":
-        raise SettingError(f"{what} is computed by another command: sparseirm {command}.")
+    if not plain or command != "sparseirm theory":
+        raise SettingError(
+            f"{what} is no grid of runs but computed by another command, with flags of its own: {command}"
+        )
     theory()
