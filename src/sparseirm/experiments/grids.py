@@ -149,6 +149,8 @@ def select(
         SettingError: if one of them does not occur, or no cell has all of them.
     """
     cells = GRIDS[one_of("grid", name, GRIDS)].cells
+    if widths and not any(cell.width for cell in cells):
+        raise SettingError(f"{name} has no widths; got `widths` {[*widths]}. Leave them out.")
     wanted = {
         "data": data and set(data),
         "width": widths and {str(width) for width in widths},

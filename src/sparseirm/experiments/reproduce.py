@@ -88,9 +88,11 @@ def reproduce(
     budget = None if time_budget is None else seconds(time_budget)
     for name in settings:
         one_of("settings", name, SETTINGS)
-    for name, given in (("seeds", seeds), ("settings", settings)):
-        if not given or len(set(given)) < len(given):
-            raise SettingError(f"`{name}` must name each one once, and at least one; got {list(given)}.")
+    chosen = {"data": data, "widths": widths, "methods": methods, "penalties": penalties}
+    for name, given in {"seeds": seeds, "settings": settings, **chosen}.items():
+        if given is not None and not 0 < len(given) == len(set(given)):
+            also = " Leave it out for all." if name in chosen else ""
+            raise SettingError(f"`{name}` must name each one once, and at least one; got {[*given]}.{also}")
     context = connect(executor, workers, store / "work" / "slurm", slurm_options)
     cells = select(what, data, widths, methods, penalties)
     wanted = [*recipes(cells, seeds, settings, precision)]
