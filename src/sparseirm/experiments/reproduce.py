@@ -229,7 +229,8 @@ def _plan(console: Console, missing: Sequence[Recipe], store: Store, workers: in
     if missing:
         console.print(shown)
         spread = f", about {duration(total / workers)} on {workers} workers" if total and workers else ""
-        console.print(f"Together: {duration(total)} of computing{spread}.", highlight=False)
+        unmeasured = ": no run of such a network has been measured" if total is None else ""
+        console.print(f"Together: {duration(total)} of computing{spread}{unmeasured}.", highlight=False)
     for recipe, reason in store.failures():
         if recipe in missing:
             console.print(f"failed before, and will be tried again: {reason}", highlight=False, markup=False)
