@@ -194,6 +194,10 @@ def test_estimates_scale_what_was_measured_on_the_most_alike_runs() -> None:
     estimates.learn(replace(done, recipe=wide, seconds=7.0))
     assert estimates.seconds(wide) == pytest.approx(7.0)
     assert Estimates().seconds(wide) is None
+    deep = Recipe(data="photos_on_colors", model="resnet18", method="erm")
+    assert estimates.seconds(deep) is None
+    estimates.learn(replace(done, recipe=deep.resolved(), seconds=9.0))
+    assert estimates.seconds(replace(deep, data="cifar_mnist")) is not None
 
 
 def test_progress_counts_every_run_once(store: Store) -> None:

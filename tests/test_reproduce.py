@@ -9,13 +9,15 @@ from typing import Any
 import pytest
 
 import sparseirm.experiments.reproduce as module
-from sparseirm.cli import main
+from sparseirm.cli import _parsed, main
 from sparseirm.core import SettingError
 from sparseirm.data import FINGERPRINTS
 from sparseirm.experiments.grids import COMPUTED_ELSEWHERE, GRIDS, Cell, Grid
 from sparseirm.experiments.reproduce import What, reproduce, seconds
 from sparseirm.experiments.store import Store
 from sparseirm.methods import SETTINGS
+from sparseirm.recipe import Recipe
+from sparseirm.runs import Result, run
 
 ROOT = Path(__file__).parents[1]
 
@@ -120,15 +122,54 @@ def test_a_dry_run_counts_what_was_run_on_the_files_at_hand(
 
 
 def test_a_failure_is_told_after_the_table_and_tried_again(
-    tiny: list[Cell], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny: list[Cell], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tiny[0] = Cell("colored_mnist", 10, "mlp", 3, "ERM", "", test=50.0)
+    def failing(recipe: Recipe, **given: Any) -> Result:
+        if recipe.width == 5:
+            raise SettingError("no luck")
+        return run(recipe, **given)
+
+    monkeypatch.setattr("sparseirm.experiments.sweep.run", failing)
     with pytest.raises(SettingError, match="1 of 3 runs failed; the reasons are in"):
-        reproduce("table8", data_root=str(tmp_path / "nowhere"), store=tmp_path / "new")
+        reproduce("table8", store=tmp_path / "new")
     assert len(Store(tmp_path / "new").all()) == 2
     capsys.readouterr()
     reproduce("table8", dry_run=True, store=tmp_path / "new")
     assert "failed before, and will be tried again: SettingError" in capsys.readouterr().out
+
+
+def test_data_that_cannot_be_had_are_told_before_anything_runs(
+    tiny: list[Cell], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny += [
+        Cell("colored_mnist", 100, "mlp", 3, "ERM", "", test=50.0),
+        Cell("full_colored_mnist", 100, "mlp", 3, "ERM", "", test=50.0),
+        Cell("colored_object", 100, "mlp", 3, "ERM", "", test=50.0),
+    ]
+    missing = (
+        "colored_mnist and full_colored_mnist, for 2 of 6 missing runs, cannot be had: MNIST is missing",
+        "colored_object, for 1 of 6 missing runs, cannot be had: the prepared COCO objects are missing",
+        "run only what can be: --data colored_digits",
+    )
+    root, store = tmp_path / "nowhere", tmp_path / "new"
+    reproduce("table8", dry_run=True, data_root=str(root), store=store)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "6 runs: 0 done, 6 missing" in shown and all(words in shown for words in missing)
+    assert "a dry run downloads nothing" in shown and not list(tmp_path.iterdir())
+    root.write_text("no folder: nothing can be downloaded into it")
+    with pytest.raises(SettingError) as caught:
+        reproduce("table8", data_root=str(root), store=store)
+    assert all(words in str(caught.value) for words in missing[::2]) and not store.exists()
+    reproduce("table8", data=("colored_digits",), data_root=str(root), store=store)
+    assert len(Store(store).all()) == 3
+
+
+def test_finished_runs_need_no_data(
+    tiny: list[Cell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reproduce("table8", store=tmp_path)
+    monkeypatch.delattr(Recipe, "make_data")
+    assert [len(f.results) for f in reproduce("table8", store=tmp_path)] == [1, 1, 1, 0]
 
 
 def test_a_time_budget_ends_a_sweep_without_failures(
@@ -154,10 +195,16 @@ def test_a_time_that_is_none_is_refused(words: str) -> None:
         (["table8", "--settings", "mine"], "no settings is named 'mine'"),
         (["table8", "--seeds", "0", "0"], "`seeds` must name each one once"),
         (["table8", "--time-budget", "soon"], "`time_budget` must be a time such as 150m"),
+        (["table8", "--widths"], "`widths` must name each one once, and at least one; got []. Leave it out"),
+        (["table8", "--methods"], "`methods` must name each one once, and at least one"),
+        (["table3", "--widths", "390"], "table3 has no widths; got `widths` [390]. Leave them out."),
+        (["table8", "--store", __file__], "`store` must be a folder; got"),
+        (["table8", "--store", f"{__file__}/sub", "--dry-run"], "test_reproduce.py is a file. Name another."),
         (["table8", "--executor", "cloud"], "no executor is named 'cloud'"),
         (["table8", "--precision", "fp8"], "no precision is named 'fp8'"),
-        (["table4"], "table4 is computed by another command: sparseirm ablation"),
-        (["theorem1", "--seeds", "1"], "`seeds` has no effect on theorem1"),
+        (["table4"], "flags of its own: sparseirm ablation --data colored_mnist"),
+        (["figure4", "--dry-run"], "flags of its own: sparseirm ablation --data colored_mnist"),
+        (["theorem1", "--seeds", "1"], "with flags of its own: sparseirm theory"),
     ],
 )
 def test_what_cannot_be_reproduced_is_refused_in_one_line(
@@ -172,6 +219,41 @@ def test_what_cannot_be_reproduced_is_refused_in_one_line(
     error = capsys.readouterr().err
     assert line in error and error.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (["--executor", "dusk"], "no executor is named 'dusk'. Did you mean 'dask'?"),
+        (["--executor", "dask"], "`executor` must be local, slurm or dask://HOST:PORT"),
+        (["--slurm-options", "a", "1"], "`slurm_options` has no effect with local"),
+        (["--workers", "0"], "`workers` must be at least 1; got 0"),
+        (["--workers", "-3"], "`workers` must be at least 1; got -3"),
+        (["--executor", "slurm", "--workers", "2"], "`workers` has no effect with slurm"),
+    ],
+)
+def test_a_dry_run_refuses_the_executors_a_run_refuses(
+    flags: list[str], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["reproduce", "table8", *flags, "--dry-run"]) == 2
+    assert line in capsys.readouterr().err
+
+
+def test_how_long_a_cluster_takes_is_not_guessed(
+    tiny: list[Cell], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reproduce("table8", widths=(3,), store=tmp_path)
+    reproduce("table8", dry_run=True, workers=2, store=tmp_path)
+    assert "on 2 workers" in capsys.readouterr().out
+    reproduce("table8", dry_run=True, executor="slurm", store=tmp_path)
+    shown = capsys.readouterr().out
+    assert "of computing." in shown and "workers" not in shown
+
+
+def test_the_command_of_the_ablation_parses_and_is_the_documented_one() -> None:
+    command = COMPUTED_ELSEWHERE["table4"]
+    assert command in (ROOT / "docs" / "ablations.md").read_text()
+    assert callable(_parsed(command.split()[1:]))
 
 
 def test_the_theorem_is_computed_by_its_own_command(monkeypatch: pytest.MonkeyPatch) -> None:

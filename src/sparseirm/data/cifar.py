@@ -174,14 +174,15 @@ def _download(root: Path) -> None:
     from torchvision.datasets import CIFAR10
 
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=root) as scratch, impatient():
-            CIFAR10(scratch, download=True)
-            try:
-                os.rename(Path(scratch, ORIGINALS), root / ORIGINALS)
-            except OSError:
-                if not (root / ORIGINALS).is_dir():  # else another process was first
-                    raise
+        with impatient():
+            root.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=root) as scratch:
+                CIFAR10(scratch, download=True)
+                try:
+                    os.rename(Path(scratch, ORIGINALS), root / ORIGINALS)
+                except OSError:
+                    if not (root / ORIGINALS).is_dir():  # else another process was first
+                        raise
     except (OSError, RuntimeError) as error:
         raise SettingError(
             f"CIFAR-10 is missing: looked for {ORIGINALS}, cifar10/train and cifar10/train.zip in {root}, "

@@ -7,6 +7,7 @@ import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +22,8 @@ DATA_VARIABLE = "SPARSEIRM_DATA"
 
 PATIENCE = 10.0
 """Seconds a server may stay silent before a download is given up."""
+
+_DOWNLOADS = ContextVar("downloads", default=True)
 
 IDX_FILES = tuple(
     f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
@@ -109,11 +112,12 @@ def _download(reader: Callable[..., object], raw: Path) -> None:
     """
     collection = raw.parent.name
     try:
-        raw.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=raw) as scratch, impatient():
-            reader(scratch, download=True)
-            for file in IDX_FILES:
-                os.replace(Path(scratch, collection, "raw", file), raw / file)
+        with impatient():
+            raw.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=raw) as scratch:
+                reader(scratch, download=True)
+                for file in IDX_FILES:
+                    os.replace(Path(scratch, collection, "raw", file), raw / file)
     except (OSError, RuntimeError) as error:
         raise SettingError(
             f"{collection} is missing: looked for {', '.join(IDX_FILES)} in {raw}, and the download failed "
@@ -126,13 +130,32 @@ def _download(reader: Callable[..., object], raw: Path) -> None:
 
 @contextmanager
 def impatient() -> Iterator[None]:
-    """Gives up on silent servers: torchvision's download sets no time limit of its own."""
+    """Gives up on silent servers: torchvision's download sets no time limit of its own.
+
+    Yields:
+        None: while downloads are to be made.
+
+    Raises:
+        OSError: at once, within `no_downloads`.
+    """
+    if not _DOWNLOADS.get():
+        raise OSError("not tried: a dry run downloads nothing")
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(PATIENCE)
     try:
         yield
     finally:
         socket.setdefaulttimeout(before)
+
+
+@contextmanager
+def no_downloads() -> Iterator[None]:
+    """Data sets whose files would have to be downloaded are refused, and nothing is written."""
+    token = _DOWNLOADS.set(False)
+    try:
+        yield
+    finally:
+        _DOWNLOADS.reset(token)
 
 
 SOURCES: dict[str, Callable[[str | None], Images]] = {

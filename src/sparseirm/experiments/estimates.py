@@ -11,14 +11,14 @@ from sparseirm.runs import Result
 
 
 def cost(recipe: Recipe) -> float:
-    """Relative work of a resolved recipe: steps, times samples of a step, times weights.
+    """Relative work of a resolved recipe among those of its network: steps, times samples, times weights.
 
     >>> wide, narrow = (cost(Recipe(width=width).resolved()) for width in (640, 64))
     >>> wide > 10 * narrow
     True
     """
     samples = recipe.batch_size or recipe.n_train or 1
-    width = recipe.width or 8000  # of an MLP about as slow as a ResNet-18
+    width = recipe.width or 8000  # networks without one are compared with their own kind only
     return float(recipe.total_steps * samples * width * (width + 400))
 
 
@@ -26,8 +26,10 @@ def cost(recipe: Recipe) -> float:
 class Estimates:
     """Seconds per unit of `cost`, learnt from finished runs; the more alike they are, the more they count.
 
+    Runs of one network say nothing about another.
+
     Attributes:
-        rates: measured rates by kind of run, from exactly alike to any.
+        rates: measured rates by kind of run, from exactly alike to any of the same network.
 
     Example:
         >>> Estimates().seconds(Recipe()) is None
@@ -50,13 +52,14 @@ class Estimates:
             self.rates.setdefault(kind, []).append(result.seconds / cost(result.recipe))
 
     def seconds(self, recipe: Recipe) -> float | None:
-        """Seconds that a run should take on one worker; None before the first run has finished."""
+        """Seconds that a run should take on one worker; None before a run of its network has finished."""
         recipe = recipe.resolved()
         known = next((self.rates[kind] for kind in _kinds(recipe) if kind in self.rates), None)
         return statistics.median(known) * cost(recipe) if known else None
 
 
 def _kinds(recipe: Recipe) -> list[Hashable]:
-    """What a run's speed depends on, from everything to nothing."""
+    """What a run's speed depends on, from everything to the network alone."""
     where, how = (recipe.data, recipe.model), (recipe.method, recipe.penalty, recipe.precision)
-    return [(*where, recipe.n_train, recipe.width, *how), (*where, *how), (*where, recipe.method), where, ()]
+    alike = (*where, recipe.n_train, recipe.width, *how)
+    return [alike, (*where, *how), (*where, recipe.method), where, (recipe.model,)]

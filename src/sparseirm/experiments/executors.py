@@ -62,7 +62,7 @@ def connect(
         options: submitit's parameters for slurm, such as ``timeout_min`` and ``slurm_partition``.
 
     Returns:
-        A context, which gives the executor.
+        A context, which gives the executor; nothing is started or looked for before it is entered.
 
     Raises:
         SettingError: if the name is unknown, or a value has no effect with it.
@@ -75,6 +75,7 @@ def connect(
         raise SettingError(f"`slurm_options` has no effect with {kind}; got {dict(options)}. Leave it out.")
     if (kind == "dask") != bool(address):
         raise SettingError(f"`executor` must be local, slurm or dask://HOST:PORT; got {name!r}.")
+    _check_count(workers)
     if kind == "dask":
         return dask(f"tcp://{address}")
     return local(workers) if kind == "local" else slurm(folder, options)
@@ -93,8 +94,7 @@ def local(workers: int | None = None) -> Iterator[Submitter]:
     Raises:
         SettingError: if ``workers`` is below 1.
     """
-    if workers is not None and workers < 1:
-        raise SettingError(f"`workers` must be at least 1; got {workers}. Leave it out for one per core.")
+    _check_count(workers)
     pool, others = _Pool(workers or cores()), {*multiprocessing.active_children()}
     try:
         yield pool
@@ -163,6 +163,11 @@ def slurm(
 def cores() -> int:
     """Number of cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _check_count(workers: int | None) -> None:
+    if workers is not None and workers < 1:
+        raise SettingError(f"`workers` must be at least 1; got {workers}. Leave it out for one per core.")
 
 
 class _Pool:

@@ -122,7 +122,11 @@ GRIDS = {
 }
 """What consists of training runs, by the name `sparseirm reproduce` knows it by."""
 
-COMPUTED_ELSEWHERE = {"table4": "ablation", "figure4": "ablation", "theorem1": "theory"}
+ABLATION = (
+    "sparseirm ablation --data colored_mnist --n-train 20000 --width 640 --methods mrm irm sparseirm erm "
+    "--penalties irmv1 --seeds 0 --densities --precision bf16 --store results --out results/ablation"
+)
+COMPUTED_ELSEWHERE = {"table4": ABLATION, "figure4": ABLATION, "theorem1": "sparseirm theory"}
 """What does not, and the command that computes it."""
 
 
@@ -149,6 +153,8 @@ def select(
         SettingError: if one of them does not occur, or no cell has all of them.
     """
     cells = GRIDS[one_of("grid", name, GRIDS)].cells
+    if widths and not any(cell.width for cell in cells):
+        raise SettingError(f"{name} has no widths; got `widths` {[*widths]}. Leave them out.")
     wanted = {
         "data": data and set(data),
         "width": widths and {str(width) for width in widths},

@@ -6,7 +6,7 @@ import inspect
 import re
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +16,7 @@ from rich.table import Table
 from tyro.conf import Positional
 
 from sparseirm.core import SettingError
+from sparseirm.data.sources import no_downloads
 from sparseirm.experiments.beside_paper import Finding, Sheet, Study, sheets
 from sparseirm.experiments.estimates import Estimates
 from sparseirm.experiments.executors import connect, cores
@@ -89,22 +90,35 @@ def reproduce(
     budget = None if time_budget is None else seconds(time_budget)
     for name in settings:
         one_of("settings", name, SETTINGS)
-    for name, given in (("seeds", seeds), ("settings", settings)):
-        if not given or len(set(given)) < len(given):
-            raise SettingError(f"`{name}` must name each one once, and at least one; got {list(given)}.")
+    chosen = {"data": data, "widths": widths, "methods": methods, "penalties": penalties}
+    for name, given in {"seeds": seeds, "settings": settings, **chosen}.items():
+        if given is not None and not 0 < len(given) == len(set(given)):
+            also = " Leave it out for all." if name in chosen else ""
+            raise SettingError(f"`{name}` must name each one once, and at least one; got {[*given]}.{also}")
+    context = connect(executor, workers, store / "work" / "slurm", slurm_options)
     cells = select(what, data, widths, methods, penalties)
     wanted = [*recipes(cells, seeds, settings, precision)]
     digests = _digests(wanted, data_root)
     place, console = Store(store), Console(width=None if Console().is_terminal else 140)
     _say_what_is_not_run(console, place, cells)
     failed = 0
+    finished = Study(place.all(), precision, digests)
+    missing = [recipe for recipe in wanted if finished.get(recipe) is None]
+    with no_downloads() if dry_run else nullcontext():
+        absent = _absent(missing, data_root)
     if dry_run:
-        here = [replace(recipe, data_digest=digests[recipe.data]) for recipe in wanted]
-        _plan(console, what, here, place, workers or cores() if executor == "local" else 1)
+        here = [replace(recipe, data_digest=digests[recipe.data]) for recipe in missing]
+        console.print(
+            f"{GRIDS[what].title}. {len(wanted)} runs: {len(wanted) - len(here)} done, {len(here)} missing."
+        )
+        _plan(console, here, place, workers or cores() if executor == "local" else None)
+        if absent:
+            console.print(f"Note: {absent}", highlight=False, markup=False)
+    elif absent:
+        raise SettingError(absent)
     else:
-        context = connect(executor, workers, store / "work" / "slurm", slurm_options)
         with context as pool, reporter(place) as shown:
-            sweep(wanted, place, pool, data_root, shown.on_done, budget, shown.watch)
+            sweep(missing, place, pool, data_root, shown.on_done, budget, shown.watch)
         failed = shown.failed
     study = Study(place.all(), precision, digests)
     split = GRIDS[what].split
@@ -183,14 +197,32 @@ def _digests(recipes: Sequence[Recipe], data_root: str | None) -> dict[str, str 
     return found
 
 
-def _plan(console: Console, what: str, wanted: Sequence[Recipe], store: Store, workers: int) -> None:
-    """What is missing, by method, and how long it will take."""
-    results = store.all()
-    study, estimates = Study(results), Estimates.of(results)
-    missing = [recipe for recipe in wanted if study.get(recipe) is None]
-    console.print(
-        f"{GRIDS[what].title}. {len(wanted)} runs: {len(wanted) - len(missing)} done, {len(missing)} missing."
-    )
+def _absent(runs: Sequence[Recipe], data_root: str | None) -> str:
+    """Data sets that cannot be had, how many runs need them, why, and the way out; empty if there are none.
+
+    Each is built once, as a run of it would build it, with whatever that downloads.
+    """
+    needed = Counter(recipe.data for recipe in runs)
+    absent: dict[str, list[str]] = {}
+    for recipe in {recipe.data: recipe for recipe in runs}.values():
+        try:
+            recipe.make_data(data_root)
+        except SettingError as error:
+            absent.setdefault(" ".join(str(error).split()), []).append(recipe.data)
+    words = [
+        f"{' and '.join(names)}, for {sum(needed[name] for name in names)} of {len(runs)} missing runs, "
+        f"cannot be had: {reason}"
+        for reason, names in absent.items()
+    ]
+    at_hand = needed.keys() - {name for names in absent.values() for name in names}
+    if words and at_hand:
+        words.append(f"Or run only what can be: --data {' '.join(sorted(at_hand))}")
+    return " ".join(words)
+
+
+def _plan(console: Console, missing: Sequence[Recipe], store: Store, workers: int | None) -> None:
+    """What is missing, by method, and how long it will take; in all, if nobody knows on how many workers."""
+    estimates = Estimates.of(store.all())
     shown = Table()
     for heading in ("data", "method", "missing", "each", "together"):
         shown.add_column(heading, justify="left" if heading in ("data", "method") else "right")
@@ -208,8 +240,9 @@ def _plan(console: Console, what: str, wanted: Sequence[Recipe], store: Store, w
         total = None if total is None or together is None else total + together
     if missing:
         console.print(shown)
-        spread = "" if total is None else f", about {duration(total / workers)} on {workers} workers"
-        console.print(f"Together: {duration(total)} of computing{spread}.", highlight=False)
+        spread = f", about {duration(total / workers)} on {workers} workers" if total and workers else ""
+        unmeasured = ": no run of such a network has been measured" if total is None else ""
+        console.print(f"Together: {duration(total)} of computing{spread}{unmeasured}.", highlight=False)
     for recipe, reason in store.failures():
         if recipe in missing:
             console.print(f"failed before, and will be tried again: {reason}", highlight=False, markup=False)
@@ -218,10 +251,10 @@ def _plan(console: Console, what: str, wanted: Sequence[Recipe], store: Store, w
 def _elsewhere(what: str, given: dict[str, Any]) -> None:
     """Compute what is not made of training runs, or say which command does."""
     usual = inspect.signature(reproduce).parameters
-    changed = [name for name, value in given.items() if value != usual[name].default]
-    if changed:
-        raise SettingError(f"`{changed[0]}` has no effect on {what}, which is no grid of runs. Leave it out.")
+    plain = all(value == usual[name].default for name, value in given.items())
     command = COMPUTED_ELSEWHERE[what]
-    if command != "theory":
-        raise SettingError(f"{what} is computed by another command: sparseirm {command}.")
+    if not plain or command != "sparseirm theory":
+        raise SettingError(
+            f"{what} is no grid of runs but computed by another command, with flags of its own: {command}"
+        )
     theory()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from sparseirm.core import SettingError
 from sparseirm.files import locked, read_json, remove_parts, write_json
 from sparseirm.recipe import Recipe
 from sparseirm.runs import RESULTS, Result, environment
@@ -39,6 +40,18 @@ class Store:
     """
 
     root: Path
+
+    def __post_init__(self) -> None:
+        """Refuse a file.
+
+        Raises:
+            SettingError: if the root, or a folder it would lie in, is a file.
+        """
+        for path in (self.root, *self.root.parents):
+            if path.is_file():
+                raise SettingError(
+                    f"`store` must be a folder; got {str(self.root)!r}, and {path} is a file. Name another."
+                )
 
     def get(self, recipe: Recipe) -> Result | None:
         """The result of a recipe, or None if it has not finished in this version of the code."""
