@@ -312,6 +312,16 @@ def test_options_out_of_range_are_named(many: str, options: dict[str, Any], mess
         Recipe(data="colored_object", data_options=options, n_train=10).resolved().make_data(many)
 
 
+def test_few_objects_without_n_train_say_how_many_there_are(many: str) -> None:
+    with pytest.raises(
+        SettingError, match=r"has (\d+) training images, .* got 12000\. .* --n-train \1\."
+    ) as said:
+        colored_object(many, n_train=None)
+    assert "Leave it out" not in str(said.value)
+    available = int(str(said.value).split()[-1].rstrip("."))
+    assert len(colored_object(many, n_train=available).train) == available
+
+
 def test_without_a_prepared_file_the_command_is_named(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match=r"looked for .*coco_objects.safetensors.*sparseirm prepare-coco"):
         colored_object(str(tmp_path))
