@@ -17,7 +17,7 @@ from sparseirm.cli import main
 from sparseirm.core import SettingError
 from sparseirm.data import DATASETS, DataSet, coco, cutting, objects
 from sparseirm.data.cutting import COUNTS, Selection
-from sparseirm.files import read_tensors
+from sparseirm.files import read_tensors, write_tensors
 from sparseirm.recipe import Recipe
 from sparseirm.runs import run
 
@@ -156,7 +156,7 @@ def test_a_finished_file_is_kept_and_one_with_losses_made_again(tmp_path: Path) 
     assert (report.counts["missing"], report.counts["vehicles"], report.losses) == (0, 6, [])
     shutil.rmtree(root / "train2017")
     assert cutting.prepare(root, out, SMALL) == report  # nothing was read again
-    with pytest.raises(SettingError, match="holds something else"):
+    with pytest.raises(SettingError, match="holds other objects"):
         cutting.prepare(root, out, Selection(min_area=60, size=32, splits=("train2017",)))
 
 
@@ -312,12 +312,37 @@ def test_options_out_of_range_are_named(many: str, options: dict[str, Any], mess
         Recipe(data="colored_object", data_options=options, n_train=10).resolved().make_data(many)
 
 
+def test_few_objects_without_n_train_say_how_many_there_are(many: str) -> None:
+    with pytest.raises(
+        SettingError, match=r"has (\d+) training images, .* got 12000\. .* --n-train \1\."
+    ) as said:
+        colored_object(many, n_train=None)
+    assert "Leave it out" not in str(said.value)
+    available = int(str(said.value).split()[-1].rstrip("."))
+    assert len(colored_object(many, n_train=available).train) == available
+
+
 def test_without_a_prepared_file_the_command_is_named(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match=r"looked for .*coco_objects.safetensors.*sparseirm prepare-coco"):
         colored_object(str(tmp_path))
-    (tmp_path / coco.OBJECTS).write_bytes(b"words")
-    with pytest.raises(SettingError, match="is damaged"):
-        colored_object(str(tmp_path))
+
+
+@pytest.mark.parametrize("content", ["table", "tensors", "damaged"])
+def test_nobody_is_told_to_delete_a_file_of_their_own(content: str, tmp_path: Path) -> None:
+    root, file = write_coco(tmp_path / "coco", n=1), tmp_path / "m.csv"
+    if content == "table":
+        file.write_text("path,label,env\n")
+    elif content == "tensors":
+        write_tensors(file, {"rgba": torch.zeros(1)}, {})
+    else:
+        cutting.prepare(root, file, SMALL)
+        file.write_bytes(file.read_bytes()[:-1] + b"?")
+    before = file.read_bytes()
+    for use in (lambda: colored_object(str(file)), lambda: cutting.prepare(root, file, SMALL)):
+        with pytest.raises(SettingError, match=r"m.csv is no file that .*prepare-coco` wrote") as caught:
+            use()
+        assert "Delete" not in str(caught.value) and "Name another file." in str(caught.value)
+    assert file.read_bytes() == before
 
 
 def test_command_and_run_use_the_file_and_are_tied_to_it(

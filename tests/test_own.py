@@ -23,6 +23,7 @@ from sparseirm.experiments.variants import variants
 from sparseirm.files import read_json
 from sparseirm.recipe import Recipe
 from sparseirm.runs import run
+from sparseirm.study.images import find_images
 
 
 @pytest.fixture
@@ -174,6 +175,23 @@ def test_a_class_that_an_environment_lacks_is_a_warning(root: Path) -> None:
         path.unlink()
     with pytest.warns(UserWarning, match="environment 'b' has no image of dog"):
         assert of_folder(root).train.counts == [18, 9]
+
+
+@pytest.mark.parametrize("empty", ["e4", "e4/cat"])
+def test_an_environment_without_images_is_a_warning_and_no_test(empty: str, root: Path) -> None:
+    plain = of_folder(root)
+    (root / ".hidden").mkdir()
+    (root / empty).mkdir(parents=True)
+    with pytest.warns(UserWarning, match="^environment 'e4' holds no image and is left out$"):
+        assert same(of_folder(root), plain)
+    for read in (of_folder, lambda root, test_envs: find_images(root, test_envs)):
+        with (
+            pytest.warns(UserWarning, match="left out"),
+            pytest.raises(
+                SettingError, match=r"^environment 'e4' holds no image .* another: there are a, b, c\.$"
+            ),
+        ):
+            read(root, test_envs=["e4"])
 
 
 def test_a_class_that_only_the_test_holds_is_an_error(root: Path) -> None:

@@ -181,7 +181,7 @@ def test_a_pair_is_tied_to_files_that_may_differ_elsewhere() -> None:
         ({"top": ("digits", ("3", "3"))}, "`classes` of 'digits' must be two or more names, each once"),
         ({"top": ("digits", ("3", "x"))}, "no class of 'digits' is named 'x'"),
         ({"top": ("digit", ("3", "8"))}, "no source of images is named 'digit'. Did you mean 'digits'"),
-        ({"n_train": 1}, "`n_train` must be an integer from 2"),
+        ({"n_train": 1}, "`n_train` must be an integer of at least 2"),
         ({"correlations": (0.5,)}, "`correlations` must be three or more"),
         ({"label_noise": 10}, "`label_noise` must lie in"),
         ({"gray": 1}, "`gray` must be True"),

@@ -78,3 +78,13 @@ def test_own_images_have_no_frames(tmp_path: Path) -> None:
 def test_a_bad_value_is_named(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["pictures", *flags]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_every_committed_picture_is_of_a_data_set_on_its_page_and_small() -> None:
+    docs = Path(__file__).parents[1] / "docs"
+    page, there = (docs / "data.md").read_text(), sorted(docs.glob("figures/examples-*.png"))
+    assert there
+    for picture in there:
+        assert picture.stem.removeprefix("examples-") in DATASETS
+        assert f"(figures/{picture.name})" in page and picture.stat().st_size < 60_000
+    assert page.count("(figures/examples-") == len(there)

@@ -16,7 +16,7 @@ from sparseirm.core import SettingError
 from sparseirm.evaluation.metrics import Score
 from sparseirm.experiments.beside_paper import Finding, Study, difference, sheets
 from sparseirm.experiments.claims import claims
-from sparseirm.experiments.deviations import read, unexplained
+from sparseirm.experiments.deviations import address, read, unexplained
 from sparseirm.experiments.grids import GRIDS, Cell, Grid, select
 from sparseirm.experiments.report import found, report
 from sparseirm.experiments.store import Store
@@ -249,12 +249,29 @@ def test_a_deviation_without_its_head_is_refused(tmp_path: Path) -> None:
         read(tmp_path)
 
 
-def test_the_committed_deviations_speak_about_cells_there_are() -> None:
+def test_the_committed_deviations_speak_only_about_cells_that_have_been_run() -> None:
     root = Path(__file__).parents[1] / "results"
     findings = found(Study(Store(root).all()))
     for text in read(root / "deviations"):
         for pattern in text.cells:
-            assert any(replace(text, cells=(pattern,)).about(f) for f in findings), (text.title, pattern)
+            named = [f for f in findings if replace(text, cells=(pattern,)).about(f)]
+            assert named and all(f.results for f in named), (text.title, pattern)
+
+
+def test_what_the_committed_text_says_of_sparseirm_is_in_the_results() -> None:
+    root = Path(__file__).parents[1] / "results"
+    tests: dict[str, dict[int, float]] = {}
+    for f in found(Study(Store(root).all())):
+        if address(f).startswith("colored_mnist/20000/mlp/390/") and f.settings == "ours":
+            tests[f.name] = {seed: run.last["test"].accuracy for seed, run in f.results.items()}
+    for penalty in ("irmv1", "rex"):
+        sparse, dense = tests[f"SparseIRM ({penalty})"], tests[f"IRM ({penalty})"]
+        shared = sparse.keys() & dense.keys()
+        assert shared and all(sparse[seed] > dense[seed] for seed in shared)
+    oracle, unsteady = tests["Oracle"].values(), tests["SparseIRM (irmv1)"].values()
+    assert min(tests["SparseIRM (rex)"].values()) > max(oracle)
+    assert max(unsteady) > max(oracle) and min(unsteady) < min(oracle)
+    assert max(unsteady) - min(unsteady) > 3
 
 
 # The pages.

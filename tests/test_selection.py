@@ -162,7 +162,10 @@ def test_compare_shows_the_rules_side_by_side(
     assert len([*(tmp_path / "s" / "runs").iterdir()]) == 4
     text = (tmp_path / "compare.md").read_text()
     assert "oracle (upper bound, not a result)" in text and "| - |" not in text
-    assert "leave_one_env_out" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "leave_one_env_out" in shown
+    for words in (text.split("By rule, in percent")[1], " ".join(shown.split("by rule, in percent")[1].split())):
+        assert "mean ± standard deviation over seeds" in words
 
 
 def test_compare_says_why_a_rule_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
-from sparseirm.core import SettingError
+from sparseirm.core import SettingError, Tensors
 from sparseirm.data.sources import data_folder
-from sparseirm.files import read_tensors
+from sparseirm.files import DamagedFileError, read_tensors
 
 OBJECTS = "coco_objects.safetensors"
 """Name of the prepared file in the data folder."""
@@ -69,13 +71,32 @@ def load(data_root: str | None = None) -> Objects:
         The objects.
 
     Raises:
-        SettingError: if the file is not there, is damaged, or holds something else.
+        SettingError: if the file is not there, was not written by `sparseirm.data.cutting.prepare`, or
+            is damaged.
     """
-    path = find(data_root)
-    tensors, note = read_tensors(path)
-    names = set(Objects.__annotations__) - {"note"}
-    if set(tensors) != names or "selection" not in note:
-        raise SettingError(f"{path} holds no COCO objects; make them with `sparseirm prepare-coco`.")
+    tensors, note = prepared(find(data_root))
     selection = note["selection"]
     classes = ", ".join([*selection["vehicles"], *selection["animals"]])
     return Objects(**tensors, note=f"{classes} of COCO, area at least {selection['min_area']:g}")
+
+
+def prepared(path: Path) -> tuple[Tensors, dict[str, Any]]:
+    """What a prepared file holds.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Tensors and note, as in `sparseirm.files.read_tensors`.
+
+    Raises:
+        SettingError: if the file was not written by `sparseirm.data.cutting.prepare`, or is damaged. It may
+            be any file of the user's, so nobody is told to delete it.
+    """
+    with suppress(DamagedFileError):
+        tensors, note = read_tensors(path)
+        if set(tensors) == set(Objects.__annotations__) - {"note"} and "selection" in note:
+            return tensors, note
+    raise SettingError(
+        f"{path} is no file that `sparseirm prepare-coco` wrote, or has changed since. Name another file."
+    )

@@ -118,10 +118,14 @@ def constructed(
 
     Raises:
         SettingError: if ``n_train`` is not between the number of environments and the size of the pool, or
-            another pool has no image for some environment.
+            a pool has no image for some environment.
     """
     n_envs, available = len(how.correlations) - 1, len(labels["train"])
-    for part, words, least in (("val", "validation", n_envs), ("test", "test", 1)):
+    for part, words, least in (
+        ("train", "training", n_envs),
+        ("val", "validation", n_envs),
+        ("test", "test", 1),
+    ):
         require(
             len(labels[part]) >= least,
             f"{source!r} must have at least {least} images for the {words}",
@@ -130,11 +134,16 @@ def constructed(
         )
     n_train = available if how.n_train is None else how.n_train
     require(
-        type(n_train) is int and n_envs <= n_train <= available,
-        f"`n_train` must be an integer from {n_envs} (one sample for each training environment) to "
-        f"{available} (the training images of {source!r})",
+        type(n_train) is int and n_train >= n_envs,
+        f"`n_train` must be an integer of at least {n_envs}, one sample for each training environment",
         n_train,
-        "Leave it out for the default, or lower it.",
+        "Leave it out for the default.",
+    )
+    require(
+        n_train <= available,
+        f"{source!r} has {available} training images, which `n_train`, given or by default, must not exceed",
+        n_train,
+        f"Pass at most {available}: on the command line --n-train {available}.",
     )
     training = _environments("train", how.correlations[:-1])
     testing = _environments("test", how.correlations[-1:])

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from sparseirm.core import SettingError, Tensors
-from sparseirm.data.coco import OBJECTS
+from sparseirm.data.coco import OBJECTS, prepared
 from sparseirm.data.construction import require
 from sparseirm.data.decoding import rgb
 from sparseirm.data.sources import data_folder
@@ -335,8 +335,8 @@ def _finished(out: Path, plan: dict[str, Any]) -> Report | None:
         return None
     if not out.is_file():
         raise SettingError(f"`out` {out} is a folder; it must name a file.")
-    _, note = read_tensors(out)
+    _, note = prepared(out)
     if any(canonical(note.get(name)) != canonical(asked) for name, asked in plan.items()):
-        raise SettingError(f"`out` {out} holds something else. Choose another file, or delete it.")
+        raise SettingError(f"`out` {out} holds other objects of COCO. Name another file.")
     report = Report(note["counts"], note["losses"])
     return None if report.counts["missing"] or report.counts["unreadable"] else report

@@ -10,7 +10,7 @@ import csv
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -61,7 +61,7 @@ def folder_entries(data_root: str | None) -> list[Entry]:
 
     Args:
         data_root: the folder ``DIR``. Hidden files and folders are passed over; so are files that are no
-            images by name or lie elsewhere below ``DIR``, with a warning.
+            images by name or lie elsewhere below ``DIR``, and environments without images, with a warning.
 
     Returns:
         One entry per image, sorted by environment, class and name.
@@ -89,6 +89,8 @@ def folder_entries(data_root: str | None) -> list[Entry]:
             f"{strays[0].relative_to(root)}",
             stacklevel=2,
         )
+    for name in _without_images(root, {path.parent.parent.name for path in images}):
+        warnings.warn(f"environment {name!r} holds no image and is left out", stacklevel=2)
     return sorted(Entry(path.parent.parent.name, path.parent.name, path) for path in images)
 
 
@@ -195,7 +197,7 @@ def own_images(
         "For ten per cent pass 0.1.",
     )
     found = entries(data_root)
-    training, testing = _environments(found, test_envs, data_root)
+    training, testing = _environments(found, test_envs, str(data_root))
     _check_classes(found, training, testing)
     room = _room(len(found), size)
     classes = tuple(sorted({entry.label for entry in found}))
@@ -237,6 +239,31 @@ def fingerprint(entries: Listing, data_root: str | None) -> str:
     return digest(repr(seen).encode())
 
 
+def refuse_empty(test_envs: Iterable[str], known: Collection[str], data_root: str | Path) -> None:
+    """Refuse test environments whose folders hold no images.
+
+    Args:
+        test_envs: the environments asked for.
+        known: those that hold images.
+        data_root: the folder, or the CSV file.
+
+    Raises:
+        SettingError: naming the first such environment.
+    """
+    empty = _without_images(Path(data_root).expanduser(), known)
+    for name in test_envs:
+        if name in empty:
+            raise SettingError(
+                f"environment {name!r} holds no image in a folder of a class. Add images, or name another: "
+                f"there {'are' if known else 'is'} {', '.join(sorted(known)) or 'none'}."
+            )
+
+
+def _without_images(root: Path, known: Collection[str]) -> list[str]:
+    """Names of the folders in ``root`` that are none of the environments that hold images."""
+    return [path.name for path in _visible(root, "*") if path.is_dir() and path.name not in known]
+
+
 def _root(data_root: str | None, name: str, what: str) -> Path:
     if not data_root:
         raise SettingError(f"data set {name!r} needs `data_root` (on the command line --data-root): {what}.")
@@ -249,10 +276,11 @@ def _visible(root: Path, pattern: str) -> list[Path]:
 
 
 def _environments(
-    found: Iterable[Entry], test_envs: Sequence[str] | None, data_root: str | None
+    found: Iterable[Entry], test_envs: Sequence[str] | None, data_root: str
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Names of the training and of the test environments."""
     known = sorted({entry.env for entry in found})
+    refuse_empty(test_envs or (), known, data_root)
     least, why = (2, "to train on") if test_envs == () else (3, "two to train on and one to test on")
     require(
         len(known) >= least,

@@ -11,7 +11,7 @@ from sparseirm.core import SettingError
 from sparseirm.experiments.executors import local
 from sparseirm.experiments.figures import comparison
 from sparseirm.experiments.progress import reporter
-from sparseirm.experiments.rules import rounds, side_by_side
+from sparseirm.experiments.rules import LEGEND, rounds, side_by_side
 from sparseirm.experiments.rules import table as by_rule
 from sparseirm.experiments.sheets import plain_console, plain_table
 from sparseirm.experiments.store import Store
@@ -77,8 +77,8 @@ def compare(
         chosen = [(row.label, side_by_side(row.results, Store(store).get)) for row in table]
         headings, lines = by_rule(chosen)
         refusals = sorted({f"{one.refusal}\n" for _, each in chosen for one in each if one.refusal})
-        plain_console(120).print(plain_table(headings, lines), *refusals, sep="\n")
-        text += "\n".join(["", markdown_table(headings, lines), *refusals])
+        plain_console(120).print(plain_table(headings, lines, LEGEND), *refusals, sep="\n")
+        text += "\n".join(["", f"{LEGEND.capitalize()}.\n", markdown_table(headings, lines), *refusals])
     write_bytes(out / "compare.md", text.encode())
     figure = comparison(table, f"{recipe.data}: seen and unseen environments", out / "compare.svg")
     print(f"figure: {figure}, table: {out / 'compare.md'}")

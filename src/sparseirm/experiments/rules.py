@@ -11,6 +11,11 @@ from sparseirm.experiments.statistics import Figures
 from sparseirm.recipe import Recipe
 from sparseirm.runs import Point, Result
 
+LEGEND = "by rule, in percent: test accuracy, mean ± standard deviation over seeds (mean in training)"
+    "by selection rule, in percent: test accuracy, mean ± standard deviation over seeds (mean in training)"
+)
+"""What `table` shows."""
+
 Lookup = Callable[[Recipe], Result | None]
 """Where results of further runs are found, such as `sparseirm.experiments.store.Store.get`."""
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from sparseirm.core import SettingError
 from sparseirm.data.decoding import rgb
-from sparseirm.data.own import Entry, Listing, folder_entries, manifest_entries
+from sparseirm.data.own import Entry, Listing, folder_entries, manifest_entries, refuse_empty
 from sparseirm.recipe import Recipe
 from sparseirm.registry import one_of
 from sparseirm.study.problem import FEWEST_ROWS
@@ -82,6 +82,7 @@ def find_images(
     kind = "folder" if root.is_dir() else "manifest"
     entries = LISTINGS[kind](str(root))
     known = sorted({entry.env for entry in entries})
+    refuse_empty(test_env, known, root)
     testing = tuple(one_of("environment", name, known) for name in dict.fromkeys(test_env))
     training = tuple(name for name in known if name not in testing)
     if len(training) < 2:
