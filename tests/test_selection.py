@@ -164,7 +164,7 @@ def test_compare_shows_the_rules_side_by_side(
     assert "oracle (upper bound, not a result)" in text and "| - |" not in text
     shown = capsys.readouterr().out
     assert "leave_one_env_out" in shown
-    for words in (text.split("By rule, in percent")[1], " ".join(shown.split("by rule, in percent")[1].split())):
+    for words in (text.split("By rule")[1], " ".join(shown.split("by rule")[1].split())):
         assert "mean ± standard deviation over seeds" in words
 
 

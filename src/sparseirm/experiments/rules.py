@@ -12,8 +12,6 @@ from sparseirm.recipe import Recipe
 from sparseirm.runs import Point, Result
 
 LEGEND = "by rule, in percent: test accuracy, mean ± standard deviation over seeds (mean in training)"
-    "by selection rule, in percent: test accuracy, mean ± standard deviation over seeds (mean in training)"
-)
 """What `table` shows."""
 
 Lookup = Callable[[Recipe], Result | None]
