@@ -90,11 +90,8 @@ def reproduce(
     budget = None if time_budget is None else seconds(time_budget)
     for name in settings:
         one_of("settings", name, SETTINGS)
-    chosen = {"data": data, "widths": widths, "methods": methods, "penalties": penalties}
-    for name, given in {"seeds": seeds, "settings": settings, **chosen}.items():
-        if given is not None and not 0 < len(given) == len(set(given)):
-            also = " Leave it out for all." if name in chosen else ""
-            raise SettingError(f"`{name}` must name each one once, and at least one; got {[*given]}.{also}")
+    _each_once("", seeds=seeds, settings=settings)
+    _each_once(" Leave it out for all.", data=data, widths=widths, methods=methods, penalties=penalties)
     context = connect(executor, workers, store / "work" / "slurm", slurm_options)
     cells = select(what, data, widths, methods, penalties)
     wanted = [*recipes(cells, seeds, settings, precision)]
@@ -124,16 +121,30 @@ def reproduce(
     split = GRIDS[what].split
     findings = [study.finding(cell, named, split) for named in settings for cell in cells]
     console.print(LEGEND.format(*IN_WORDS[split]), highlight=False)
-    for sheet in sheets(findings):
-        console.print(f"\n[bold]{sheet.title}[/bold]", table(sheet), sep="\n")
-        for note in sheet.sources:
-            console.print(f"data: {note}", highlight=False, markup=False)
+    _show(console, findings)
     if failed:
         raise SettingError(
             f"{failed} of {len(wanted)} runs failed; the reasons are in {store / 'failed'}. The same command "
             "tries them again."
         )
     return findings
+
+
+def _each_once(otherwise: str, **given: Sequence[object] | None) -> None:
+    """Refuse lists that are empty or name something twice; None is no list."""
+    for name, values in given.items():
+        if values is not None and not 0 < len(values) == len(set(values)):
+            raise SettingError(
+                f"`{name}` must name each one once, and at least one; got {[*values]}.{otherwise}"
+            )
+
+
+def _show(console: Console, findings: Sequence[Finding]) -> None:
+    """One table for each data set, with what should be known of its files."""
+    for sheet in sheets(findings):
+        console.print(f"\n[bold]{sheet.title}[/bold]", table(sheet), sep="\n")
+        for note in sheet.sources:
+            console.print(f"data: {note}", highlight=False, markup=False)
 
 
 def seconds(words: str) -> float:
