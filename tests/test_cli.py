@@ -12,7 +12,7 @@ from sparseirm import Recipe, run
 from sparseirm.cli import COMMANDS, main
 from sparseirm.core import SettingError
 from sparseirm.experiments.compare import compare
-from sparseirm.experiments.tables import grid
+from sparseirm.experiments.tables import by_width, chance, grid
 from sparseirm.files import read_json
 from sparseirm.runs import Result
 
@@ -202,6 +202,14 @@ def test_compare_crosses_sparsifiers_with_densities_where_they_have_an_effect(tm
     assert topk.startswith("| topk | ") and random.count(" / ") == 2
     with pytest.raises(SettingError, match=r"two rows have topk at density 0\.1"):
         grid(table[1:2] * 2)
+    heading, _, erm, topk, *_ = by_width([table[0], table[1], table[3]]).splitlines()
+    assert heading == f"| train / test | width {table[0].results[0].recipe.width} |"
+    assert erm.startswith("| ERM | ") and topk.startswith("| SparseIRM (rex, topk) | ")
+
+
+def test_guessing_among_three_classes_is_right_one_time_in_three() -> None:
+    recipe = Recipe(data="pair", data_options={"top": "digits:3,5,8", "bottom": "digits:0,1,2"})
+    assert chance(recipe) == pytest.approx(100 / 3) and chance(Recipe(data="pair")) == 50
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from sparseirm.experiments import ablation, benchmarks
 from sparseirm.experiments.ablation_study import AblationReport
 from sparseirm.experiments.grids import published
 from sparseirm.experiments.store import Store
-from sparseirm.experiments.tables import METHOD_NAMES, grid, markdown, markdown_table, rows
+from sparseirm.experiments.tables import METHOD_NAMES, by_width, grid, markdown, markdown_table, rows
 from sparseirm.files import read_json, write_bytes
 from sparseirm.registry import one_of
 from sparseirm.runs import Result
@@ -102,6 +102,7 @@ def _trials(root: Path, source: str, wanted: Sequence[str]) -> str:
 KINDS = {
     "table": _stored(markdown),
     "grid": _stored(grid),
+    "widths": _stored(by_width),
     "ablation": _read,
     "bench": _measured,
     "published": _published,

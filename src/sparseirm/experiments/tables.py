@@ -59,11 +59,13 @@ def collapsed(result: Result) -> bool:
 
 
 def chance(recipe: Recipe) -> float:
-    """Accuracy of guessing, percent: ten classes in the data sets called full, two in the others.
+    """Accuracy of guessing, percent: ten classes in the data sets called full, those named in a pair, or two.
 
     >>> chance(Recipe(data="full_colored_mnist")), chance(Recipe(data="colored_mnist"))
     (10.0, 50.0)
     """
+    if recipe.data == "pair":
+        return 100 / (1 + str(recipe.data_options.get("top", ",")).count(","))
     return 10.0 if recipe.data.startswith("full_") else 50.0
 
 
@@ -118,17 +120,27 @@ def grid(table: Iterable[Row]) -> str:
     Raises:
         SettingError: if two rows belong into one cell.
     """
+    return _crossed(table, lambda row, recipe: str(recipe.sparsifier), "density")
+
+
+def by_width(table: Iterable[Row]) -> str:
+    """The same of methods against widths, rows one per method and width."""
+    return _crossed(table, lambda row, recipe: row.label, "width")
+
+
+def _crossed(table: Iterable[Row], name_of: Callable[[Row, Recipe], str], column: str) -> str:
+    """Train / test accuracy by a name and a number of the recipe, the field ``column``."""
     table, found = list(table), dict[tuple[str, float], str]()
     for row in table:
         recipe = row.results[0].recipe
-        place = (str(recipe.sparsifier), float(recipe.density or 0))
+        place = (name_of(row, recipe), float(getattr(recipe, column) or 0))
         if place in found:
-            raise SettingError(f"two rows have {place[0]} at density {place[1]:g}; name more fields.")
+            raise SettingError(f"two rows have {place[0]} at {column} {place[1]:g}; name more fields.")
         found[place] = f"{row.accuracy('train')} / {row.tested}"
-    densities = sorted({density for _, density in found})
+    numbers = sorted({number for _, number in found})
     names = dict.fromkeys(name for name, _ in found)
-    lines = [(name, *(found.get((name, d), "") for d in densities)) for name in names]
-    headings = ("train / test", *(f"density {d:g}" for d in densities))
+    lines = [(name, *(found.get((name, number), "") for number in numbers)) for name in names]
+    headings = ("train / test", *(f"{column} {number:g}" for number in numbers))
     return markdown_table(headings, lines) + _below(table)
 
 
