@@ -81,11 +81,7 @@ def train(
         shrinking.begin()
     with global_draws(state.weights.device) as seed_all, fast_matmul(), kept_memory(batches.nbytes):
         while state.step < plan.steps:
-            if (
-                at_rest(state, sparsifier, plan)
-                and state.step + 1 < plan.steps
-                and not awaited(state.step + 1)
-            ):
+            if at_rest(state, sparsifier, plan) and not awaited(state.step + 1):
                 state.step += 1
                 continue
             noise = generator(seed, "step", state.step, device=state.weights.device)
@@ -111,10 +107,10 @@ def at_rest(state: State, sparsifier: Sparsifier, plan: Plan) -> bool:
     """Whether no step to come changes the network: no learning rate, a final mask, no running statistics.
 
     Once the learning rate is zero it stays so. What steps still change then are averages of the optimiser,
-    of which no further use is made.
+    of which no further use is made. The last step is taken all the same, for its record.
     """
     final = state.step / plan.steps >= final_from(sparsifier)
-    return final and plan.lr_at(state.step) == 0 and not state.buffers
+    return final and plan.lr_at(state.step) == 0 and not state.buffers and state.step + 1 < plan.steps
 
 
 def forward(
