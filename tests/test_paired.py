@@ -167,6 +167,12 @@ def test_a_pair_of_what_is_not_there_is_refused(words: str) -> None:
         Recipe(data="pair", data_options={"top": words}).resolved().make_data()
 
 
+@pytest.mark.parametrize("chosen", [{"topp": "digits:3,8"}, {"top": 3.0}, {"bottom": True}])
+def test_options_of_a_pair_that_are_none_are_refused(chosen: dict[str, Any]) -> None:
+    with pytest.raises(SettingError, match="of data set 'pair'"):
+        Recipe(data="pair", data_options=chosen).resolved()
+
+
 def test_a_pair_is_tied_to_files_that_may_differ_elsewhere() -> None:
     recipe = Recipe(data="pair", data_options={"top": "cifar10:automobile,truck"})
     with pytest.raises(SettingError, match="kept by the content of its files"):

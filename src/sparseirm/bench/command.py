@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -22,7 +21,7 @@ from sparseirm.bench.timing import load
 from sparseirm.core import SettingError
 from sparseirm.experiments.benchmarks import sheets
 from sparseirm.experiments.executors import cores
-from sparseirm.files import DamagedFileError, read_json, write_json
+from sparseirm.files import DamagedFileError, digest, read_json, write_json
 from sparseirm.registry import one_of
 from sparseirm.runs import environment
 from sparseirm.training.precision import kept_memory
@@ -108,10 +107,8 @@ def machine() -> dict[str, Any]:
 
 def _digest(package: Path) -> str:
     """Of all modules below a folder."""
-    found = hashlib.blake2b(digest_size=8)
-    for path in sorted(package.rglob("*.py")):
-        found.update(str(path.relative_to(package)).encode() + path.read_bytes())
-    return found.hexdigest()
+    modules = sorted(package.rglob("*.py"))
+    return digest(b"".join(str(path.relative_to(package)).encode() + path.read_bytes() for path in modules))
 
 
 def _stored(path: Path, here: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -70,7 +70,8 @@ FINGERPRINTS: dict[str, Callable[[str | None], str]] = {
 def fingerprint(name: str, chosen: Mapping[str, Any]) -> Callable[[str | None], str] | None:
     """The one of `FINGERPRINTS` for a data set with these options; None if it is the same everywhere."""
     if name == "pair":
-        return paired.pair_fingerprint(**{**paired.OPTIONS, **chosen})
+        sides = {side: str(chosen.get(side, usual)) for side, usual in paired.OPTIONS.items()}
+        return paired.pair_fingerprint(**sides)
     return FINGERPRINTS.get(name)
 
 

@@ -99,8 +99,8 @@ def reproduce(
     place, console = Store(store), Console(width=None if Console().is_terminal else 140)
     _say_what_is_not_run(console, place, cells)
     failed = 0
-    finished = Study(place.all(), precision, digests)
-    missing = [recipe for recipe in wanted if finished.get(recipe) is None]
+    study = Study(place.all(), precision, digests)
+    missing = [recipe for recipe in wanted if study.get(recipe) is None]
     with no_downloads() if dry_run else nullcontext():
         absent = _absent(missing, data_root)
     if dry_run:
@@ -108,7 +108,8 @@ def reproduce(
         console.print(
             f"{GRIDS[what].title}. {len(wanted)} runs: {len(wanted) - len(here)} done, {len(here)} missing."
         )
-        _plan(console, here, place, workers or cores() if executor == "local" else None)
+        estimates = Estimates.of(study.results)
+        _plan(console, here, place, estimates, workers or cores() if executor == "local" else None)
         if absent:
             console.print(f"Note: {absent}", highlight=False, markup=False)
     elif absent:
@@ -117,7 +118,7 @@ def reproduce(
         with context as pool, reporter(place) as shown:
             sweep(missing, place, pool, data_root, shown.on_done, budget, shown.watch)
         failed = shown.failed
-    study = Study(place.all(), precision, digests)
+        study = Study(place.all(), precision, digests)
     split = GRIDS[what].split
     findings = [study.finding(cell, named, split) for named in settings for cell in cells]
     console.print(LEGEND.format(*IN_WORDS[split]), highlight=False)
@@ -231,9 +232,10 @@ def _absent(runs: Sequence[Recipe], data_root: str | None) -> str:
     return " ".join(words)
 
 
-def _plan(console: Console, missing: Sequence[Recipe], store: Store, workers: int | None) -> None:
+def _plan(
+    console: Console, missing: Sequence[Recipe], store: Store, estimates: Estimates, workers: int | None
+) -> None:
     """What is missing, by method, and how long it will take; in all, if nobody knows on how many workers."""
-    estimates = Estimates.of(store.all())
     shown = Table()
     for heading in ("data", "method", "missing", "each", "together"):
         shown.add_column(heading, justify="left" if heading in ("data", "method") else "right")

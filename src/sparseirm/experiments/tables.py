@@ -120,20 +120,19 @@ def grid(table: Iterable[Row]) -> str:
     Raises:
         SettingError: if two rows belong into one cell.
     """
-    return _crossed(table, lambda row, recipe: str(recipe.sparsifier), "density")
+    return _crossed(table, lambda row: str(row.results[0].recipe.sparsifier), "density")
 
 
 def by_width(table: Iterable[Row]) -> str:
     """The same of methods against widths, rows one per method and width."""
-    return _crossed(table, lambda row, recipe: row.label, "width")
+    return _crossed(table, lambda row: row.label, "width")
 
 
-def _crossed(table: Iterable[Row], name_of: Callable[[Row, Recipe], str], column: str) -> str:
+def _crossed(table: Iterable[Row], name_of: Callable[[Row], str], column: str) -> str:
     """Train / test accuracy by a name and a number of the recipe, the field ``column``."""
     table, found = list(table), dict[tuple[str, float], str]()
     for row in table:
-        recipe = row.results[0].recipe
-        place = (name_of(row, recipe), float(getattr(recipe, column) or 0))
+        place = (name_of(row), float(getattr(row.results[0].recipe, column) or 0))
         if place in found:
             raise SettingError(f"two rows have {place[0]} at {column} {place[1]:g}; name more fields.")
         found[place] = f"{row.accuracy('train')} / {row.tested}"

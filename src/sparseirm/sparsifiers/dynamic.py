@@ -13,11 +13,11 @@ from sparseirm.schedules import cosine
 from sparseirm.sparsifiers.budgets import best, layer_sizes
 from sparseirm.sparsifiers.gates import uniform
 from sparseirm.sparsifiers.masked import Masked
-from sparseirm.sparsifiers.timing import due, ordered, within
+from sparseirm.sparsifiers.timing import Decided, due, ordered, within
 
 
 @dataclass(frozen=True)
-class _Dynamic(Masked, ABC):
+class _Dynamic(Decided, Masked, ABC):
     budget: int
     every: float = 0.02
     drop: float = 0.3
@@ -27,11 +27,6 @@ class _Dynamic(Masked, ABC):
     def __post_init__(self) -> None:
         ordered(self, "decide_at")
         within(self, "every", "drop")
-
-    @property
-    def final_from(self) -> float:
-        """The mask is decided then, see `Sparsifier`."""
-        return self.decide_at
 
     @abstractmethod
     def growth(self, weights: Tensor, gradient: Tensor | None, noise: Generator) -> Tensor:

@@ -13,7 +13,7 @@ from sparseirm.schedules import cubic
 from sparseirm.sparsifiers.budgets import raised
 from sparseirm.sparsifiers.gates import uniform
 from sparseirm.sparsifiers.projection import top_k
-from sparseirm.sparsifiers.timing import decides, ordered, positive, within
+from sparseirm.sparsifiers.timing import Decided, decides, ordered, positive, within
 
 
 def hard_concrete(log_alpha: Tensor, u: Tensor, temperature: float, stretch: float) -> Tensor:
@@ -44,7 +44,7 @@ def open_probability(log_alpha: Tensor, temperature: float, stretch: float) -> T
 
 
 @dataclass(frozen=True)
-class HardConcrete:
+class HardConcrete(Decided):
     """Learned gates per weight, and a price on the expected number of open ones.
 
     The price is ``multiplier * E[L0] / d``. Louizos et al. leave its weight to the user; here it is the
@@ -83,11 +83,6 @@ class HardConcrete:
         ordered(self, "shrink_from", "shrink_to", "decide_at")
         positive(self, "score_lr", "multiplier_lr", "temperature", "stretch")
         within(self, "first_open")
-
-    @property
-    def final_from(self) -> float:
-        """The mask is decided then, see `Sparsifier`."""
-        return self.decide_at
 
     def start(self, weights: Tensor, layout: Layout, noise: Generator) -> Memory:
         """Every gate about as open as ``first_open`` says, and no price."""

@@ -12,11 +12,11 @@ from sparseirm.registry import one_of
 from sparseirm.schedules import cubic, linear
 from sparseirm.sparsifiers.budgets import best, layer_sizes, project_within
 from sparseirm.sparsifiers.gates import gated, uniform
-from sparseirm.sparsifiers.timing import decides, ordered, positive
+from sparseirm.sparsifiers.timing import Decided, decides, ordered, positive
 
 
 @dataclass(frozen=True)
-class ProbMask:
+class ProbMask(Decided):
     """Relaxed Bernoulli gates with probabilities projected onto the budget after every step.
 
     Algorithm 1 of the Sparse IRM paper, after Zhou et al. 2021 (arXiv:2105.00405). The expected number
@@ -70,11 +70,6 @@ class ProbMask:
     def exact(self) -> bool:
         """Whether `mask` has exactly ``budget`` ones; one draw has them in expectation."""
         return self.final == "top_k"
-
-    @property
-    def final_from(self) -> float:
-        """The mask is decided then, see `Sparsifier`."""
-        return self.decide_at
 
     def start(self, weights: Tensor, layout: Layout, noise: Generator) -> Memory:
         """Probability 1 for every weight."""

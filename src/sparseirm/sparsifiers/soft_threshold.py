@@ -12,11 +12,11 @@ from sparseirm.core import Layout, Memory, Moment
 from sparseirm.schedules import cubic
 from sparseirm.sparsifiers.budgets import layer_sizes, raised
 from sparseirm.sparsifiers.projection import top_k
-from sparseirm.sparsifiers.timing import decides, ordered, positive
+from sparseirm.sparsifiers.timing import Decided, decides, ordered, positive
 
 
 @dataclass(frozen=True)
-class SoftThreshold:
+class SoftThreshold(Decided):
     """Shrinks every weight towards zero by the learned threshold of its layer, and drops what is below.
 
     ``effective = sign(w) relu(|w| - sigmoid(t))``: Kusupati et al. 2020 (arXiv:2002.03231), equation 5.
@@ -51,11 +51,6 @@ class SoftThreshold:
     def __post_init__(self) -> None:
         ordered(self, "shrink_from", "shrink_to", "decide_at")
         positive(self, "score_lr", "multiplier_lr")
-
-    @property
-    def final_from(self) -> float:
-        """The mask is decided then, see `Sparsifier`."""
-        return self.decide_at
 
     def start(self, weights: Tensor, layout: Layout, noise: Generator) -> Memory:
         """The same low threshold for every layer, and no price."""

@@ -5,6 +5,17 @@ from __future__ import annotations
 from sparseirm.core import Moment, SettingError
 
 
+class Decided:
+    """A sparsifier whose mask is decided at ``decide_at``; 1 if it never is."""
+
+    decide_at: float
+
+    @property
+    def final_from(self) -> float:
+        """From then on the mask is final, see `sparseirm.core.Sparsifier`."""
+        return self.decide_at
+
+
 def ordered(settings: object, *names: str) -> None:
     """Refuse times of these names that do not follow each other in [0, 1], or a ``decide_at`` of 0.
 

@@ -9,11 +9,11 @@ from torch import Generator, Tensor
 from sparseirm.core import Layout, Memory, Moment
 from sparseirm.sparsifiers.budgets import best, layer_sizes
 from sparseirm.sparsifiers.gates import uniform
-from sparseirm.sparsifiers.timing import decides, ordered, positive
+from sparseirm.sparsifiers.timing import Decided, decides, ordered, positive
 
 
 @dataclass(frozen=True)
-class EdgePopup:
+class EdgePopup(Decided):
     """Uses the ``budget`` weights of largest score in every step; the weights are trained as well.
 
     Ramanujan et al. 2020 (arXiv:1911.13299), section 3: the step function has the derivative of the
@@ -39,11 +39,6 @@ class EdgePopup:
     def __post_init__(self) -> None:
         ordered(self, "decide_at")
         positive(self, "score_lr")
-
-    @property
-    def final_from(self) -> float:
-        """The mask is decided then, see `Sparsifier`."""
-        return self.decide_at
 
     def start(self, weights: Tensor, layout: Layout, noise: Generator) -> Memory:
         """A random score for every weight."""
