@@ -150,7 +150,6 @@ class Problem:
         resume: bool = False,
         sharding: Sharding = WHOLE,
         shrinking: Shrinking | None = None,
-        awaited: Callable[[int], bool] = lambda step: True,
     ) -> Run:
         """Train to the end; save when ``save_at`` steps are done, or start from what was saved."""
         net, sparsifier, state = self.fresh()
@@ -166,7 +165,7 @@ class Problem:
         batches = Batches(self.batch, int(self.batch.env.max()) + 1, self.batch_size, self.seed)
         train(
             *(net, batches, BINARY, self.penalty, sparsifier, self.plan, state, self.seed, on_step),
-            *(sharding, shrinking, awaited),
+            *(sharding, shrinking),
         )
         return Run(net, sparsifier, state, records)
 

@@ -4,10 +4,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 from sparseirm import Recipe, run
 from sparseirm.core import SettingError
-from sparseirm.experiments.illustrations import gaps, origin, overfitting, rex_runs
+from sparseirm.experiments.figures import accuracy, over_steps
+from sparseirm.experiments.illustrations import gap, origin, overfitting, rex_runs
 from sparseirm.experiments.store import Store
 from sparseirm.experiments.tables import rows
 
@@ -25,16 +27,18 @@ def test_what_the_figure_shows_and_the_page_says_is_in_the_results() -> None:
     """Dense training meets the penalty in training and not on fresh samples; sparse training does on both."""
     dense, sparse = rex_runs(Store(ROOT / "results"))
     for result in dense.results:
-        assert gaps(result, "train")[-1] < 0.01 * gaps(result, "val")[-1]
-    worst = max(gaps(result, "val")[-1] for result in sparse.results)
-    assert worst < min(gaps(result, "val")[-1] for result in dense.results)
+        assert gap("train")(result.trajectory[-1]) < 0.01 * gap("val")(result.trajectory[-1])
+    worst, least = ([gap("val")(r.trajectory[-1]) for r in row.results] for row in (sparse, dense))
+    assert max(worst) < min(least)
 
 
 def test_a_gap_is_the_difference_of_the_largest_and_the_smallest_risk(tmp_path: Path) -> None:
     result = run(Recipe(width=4, n_train=60, steps=4, eval_every=2, correlations=(0.9, 0.8, 0.7, 0.1)))
     for split in ("train", "val"):
         risks = [sorted(point.scores[split].risks.values()) for point in result.trajectory]
-        assert gaps(result, split) == [values[-1] - values[0] for values in risks]
+        assert [gap(split)(point) for point in result.trajectory] == [
+            values[-1] - values[0] for values in risks
+        ]
         assert len(risks[0]) == 3
     drawn = [rows([result, replace(result, recipe=replace(result.recipe, seed=1))])[0]] * 2
     assert overfitting(drawn[0], drawn[1], tmp_path / "deep" / "figure.svg").stat().st_size > 10_000
@@ -43,3 +47,11 @@ def test_a_gap_is_the_difference_of_the_largest_and_the_smallest_risk(tmp_path: 
 def test_a_store_without_the_runs_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="no run of irm with rex"):
         rex_runs(Store(tmp_path))
+
+
+def test_runs_evaluated_at_different_steps_are_shown_where_all_were() -> None:
+    result = run(Recipe(width=4, n_train=60, steps=6, eval_every=2))
+    fewer = replace(result, trajectory=[result.trajectory[0], result.trajectory[-1]])
+    axes = Figure().subplots()
+    over_steps(axes, [result, fewer], accuracy("test"), "k")
+    assert [line.get_xdata().tolist() for line in axes.lines] == [[2, 6]] * 3

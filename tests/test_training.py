@@ -21,7 +21,7 @@ from sparseirm.losses import BINARY
 from sparseirm.models import build
 from sparseirm.penalties import irmv1, rex
 from sparseirm.sparsifiers import SPARSIFIERS
-from sparseirm.training import precision
+from sparseirm.training import loop, precision
 from sparseirm.training.state import Plan
 
 close = torch.testing.assert_close
@@ -81,11 +81,13 @@ RESTING = replace(PLAN, lr_drop=0.5, lr_stop=0.5)
 @pytest.mark.parametrize("batch_size", [None, 7])
 @pytest.mark.parametrize("sparsifier", SPARSIFIERS)
 def test_skipping_steps_at_rest_changes_no_bit(
-    sparsifier: str, batch_size: int | None, optimizer: str
+    sparsifier: str, batch_size: int | None, optimizer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = replace(RESTING, optimizer=optimizer)
     problem = Problem(plain_module, plan, sparsifier, batch_size=batch_size)
-    whole, skipping = problem.train(), problem.train(awaited=lambda step: step == 11)
+    skipping = problem.train()
+    monkeypatch.setattr(loop, "at_rest", lambda *anything: False)
+    whole = problem.train()
     for name in ("weights", "others", "memory"):
         one, other = (tensors_under(name, run) for run in (whole, skipping))
         assert_same_bits(one, other)
@@ -93,13 +95,13 @@ def test_skipping_steps_at_rest_changes_no_bit(
     assert {step: rest for step, *rest in whole.curve if step in taken} == taken
     skipped = set(range(1, 13)) - set(taken)
     decided = math.ceil(12 * max(final_from(whole.sparsifier), 0.5))
-    assert skipped == (set(range(decided + 1, 11)) if decided < 12 else set())
+    assert skipped == (set(range(decided + 1, 12)) if decided < 12 else set())
 
 
 def test_a_resumed_run_skips_what_the_whole_run_skips(tmp_path: Path) -> None:
-    problem, never = Problem(plain_module, RESTING), lambda step: False
-    whole = problem.train(tmp_path / "checkpoint", 5, awaited=never)
-    resumed = problem.train(tmp_path / "checkpoint", resume=True, awaited=never)
+    problem = Problem(plain_module, RESTING)
+    whole = problem.train(tmp_path / "checkpoint", 5)
+    resumed = problem.train(tmp_path / "checkpoint", resume=True)
     assert [record.step for record in whole.records] == [1, 2, 3, 4, 5, 6, 12]
     assert [record.step for record in resumed.records] == [6, 12]
     assert_same_run(whole, resumed, from_step=5)
@@ -111,7 +113,7 @@ def test_a_resumed_run_skips_what_the_whole_run_skips(tmp_path: Path) -> None:
     ids=["running statistics change", "the learning rate lasts", "without a penalty it lasts"],
 )
 def test_no_step_is_skipped_that_changes_something(module: Callable[[], nn.Module], plan: Plan) -> None:
-    run = Problem(module, plan).train(awaited=lambda step: False)
+    run = Problem(module, plan).train()
     assert len(run.records) == PLAN.steps
 
 

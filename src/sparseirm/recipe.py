@@ -107,7 +107,8 @@ class Recipe:
             steps after that are skipped where they change nothing else either.
         precision: fp32 or bf16 (convolutions and matrix products only; loss, penalty and probabilities stay
             fp32).
-        eval_every: steps between two evaluations of the trajectory; they never influence the run.
+        eval_every: steps between two evaluations of the trajectory; they never influence the run. Of steps
+            that no longer change the network only the last is evaluated.
         seed: seed of data, initial weights, batches and gates.
         leave_out: a training environment, counted from 0, that is not trained on and becomes ``val``; for the
             selection rule leave_one_env_out, which needs such a run for each of three or more environments.

@@ -94,8 +94,8 @@ class Result:
 
     Attributes:
         recipe: the resolved recipe.
-        trajectory: evaluations every ``eval_every`` steps and at the end of every stage; the last one is
-            the last step.
+        trajectory: evaluations every ``eval_every`` steps, until nothing changes any more, and at the end of
+            every stage; the last one is the last step.
         n_weights: number of maskable weights, d.
         budget: K, the number of weights asked for; of groups of weights if it `counts_groups`.
         kept: number of ones in the final mask.
@@ -185,8 +185,8 @@ def run(
         device: where to compute: ``cpu``, ``cuda``, ``cuda:1`` ...; with several processes ``cuda`` gives
             each its own.
         on_step: called after every step taken with its record, whose steps are counted through all stages,
-            and the trajectory so far. Steps that change nothing any more are skipped, but for those
-            evaluated (`sparseirm.training.loop.at_rest`).
+            and the trajectory so far. Steps that change nothing any more are skipped, but for the last
+            (`sparseirm.training.loop.at_rest`).
         checkpoint_seconds: time between two checkpoints; None takes it from the environment variable
             ``SPARSEIRM_CHECKPOINT_SECONDS``, and if that is not set, 30.
         micro_batch: samples per pass through the network, to save memory at the cost of a second forward
@@ -250,13 +250,10 @@ def _run(
     def spent() -> float:
         return seconds + time.monotonic() - begun
 
-    def looked_at(step: int) -> bool:
-        return step % recipe.eval_every == 0
-
     def after_step(state: State, record: Record) -> None:
         nonlocal saved, whole
         stage = stages[state.stage]
-        if state.step == stage.plan.steps or looked_at(record.step):
+        if state.step == stage.plan.steps or record.step % recipe.eval_every == 0:
             trajectory.append(_point(net, stage, state, data, batches, recipe, record))
         whole = state
         on_step(record, trajectory)
@@ -268,7 +265,7 @@ def _run(
     try:
         state = train_stages(
             *(net, batches, recipe.loss(data), recipe.make_penalty(), stages, state, recipe.seed),
-            *(after_step, sharding, shrinking, looked_at),
+            *(after_step, sharding, shrinking),
         )
     except KeyboardInterrupt:
         if folder and whole:

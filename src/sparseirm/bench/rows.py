@@ -218,21 +218,18 @@ def whole_run(size: Size) -> Part:
     what = f"run of {size.epochs} epochs, evaluated after each"
     rows = [row(f"{what}, {p}", times[p], times[kind], kind) for p in PRECISIONS for kind in ways]
     drawn = 1500 * SETTINGS["ours"]["sparsifier_options"]["decide_at"]
-    moving, every = 1500 * SETTINGS["ours"]["lr_stop"], Recipe().eval_every
+    moving, usual = 1500 * SETTINGS["ours"]["lr_stop"], Recipe().eval_every
     for precision in PRECISIONS:
-        for how, taken, evaluations in (
-            ("evaluated each epoch", 1500, 1500),
-            (f"evaluated every {every} epochs", 1500, 1500 / every),
-            (
-                f"evaluated every {every} epochs, steps at rest skipped",
-                moving + (1500 - moving) / every,
-                1500 / every,
-            ),
+        for how, taken, every in (
+            ("evaluated each epoch", 1500, 1),
+            ("evaluated each epoch, steps at rest skipped", moving, 1),
+            (f"evaluated every {usual} epochs", 1500, usual),
+            (f"evaluated every {usual} epochs, steps at rest skipped", moving, usual),
         ):
             shares = {
                 f"gates {precision}": drawn,
                 f"decided {precision}": taken - drawn,
-                "evaluation": evaluations,
+                "evaluation": taken / every,
             }
             what = f"run of 1,500 epochs, extrapolated from measured pieces, {how}, {precision}"
             for kind in ways:

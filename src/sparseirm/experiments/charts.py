@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sparseirm.experiments.beside_paper import Finding
+from sparseirm.experiments.figures import accuracy, over_steps
 from sparseirm.runs import Result
 
 COLOURS = {
@@ -78,12 +79,9 @@ def trajectory(results: Sequence[Result]) -> Figure:
     """
     figure = Figure(figsize=(3.3, 2.5), layout="constrained")
     axes = figure.subplots()
-    steps = [point.step for point in results[0].trajectory]
     for split, colour in SPLITS.items():
         if all(split in result.last for result in results):
-            runs = np.array([[point.scores[split].accuracy for point in r.trajectory] for r in results])
-            axes.plot(steps, runs.T, color=colour, lw=0.8, alpha=0.4)
-            axes.plot(steps, runs.mean(0), color=colour, lw=1.8, label=split)
+            over_steps(axes, results, accuracy(split), colour, label=split)
     axes.set_ylim(0, 102)
     _frame(axes, "accuracy, %", "step")
     axes.legend(fontsize=7.5, frameon=False, ncols=3, loc="lower right", handlelength=1.2, columnspacing=1)

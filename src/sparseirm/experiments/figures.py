@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from sparseirm.experiments.tables import Row
 from sparseirm.files import write_bytes
+from sparseirm.runs import Point, Result
 
 COLOURS = {"train": "#8d99ae", "test": "#d1495b"}
 
@@ -92,10 +93,37 @@ def comparison(rows: Sequence[Row], title: str, path: Path) -> Path:
 
 def _trajectory(axes: Axes, row: Row, first: bool) -> None:
     for split, colour in COLOURS.items():
-        runs = np.array([[point.scores[split].accuracy for point in r.trajectory] for r in row.results])
-        steps = [point.step for point in row.results[0].trajectory]
-        axes.plot(steps, runs.T, color=colour, alpha=0.25, lw=1)
-        axes.plot(steps, runs.mean(0), color=colour, lw=2)
+        over_steps(axes, row.results, accuracy(split), colour)
     axes.set(xlabel="step", ylim=(0, 105), title=row.label)
     axes.set_ylabel("accuracy, %" if first else "")
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def over_steps(
+    axes: Axes,
+    results: Sequence[Result],
+    height: Callable[[Point], float],
+    colour: str,
+    style: str = "-",
+    label: str | None = None,
+) -> None:
+    """Draw a thin line for every run and a thick one for their mean, at the steps where all were evaluated.
+
+    Args:
+        axes: where to.
+        results: the same recipe with different seeds.
+        height: what is drawn of an evaluation.
+        colour: of all lines.
+        style: of all lines, as in matplotlib.
+        label: of the thick line.
+    """
+    found = [{point.step: height(point) for point in result.trajectory} for result in results]
+    steps = [step for step in found[0] if all(step in run for run in found)]
+    runs = np.array([[run[step] for step in steps] for run in found])
+    axes.plot(steps, runs.T, style, color=colour, alpha=0.25, lw=1)
+    axes.plot(steps, runs.mean(0), style, color=colour, lw=2, label=label)
+
+
+def accuracy(split: str) -> Callable[[Point], float]:
+    """What `over_steps` is to draw: the accuracy on a split, in percent."""
+    return lambda point: point.scores[split].accuracy

@@ -6,29 +6,21 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sparseirm.core import SettingError
-from sparseirm.experiments.figures import saved
+from sparseirm.experiments.figures import accuracy, over_steps, saved
 from sparseirm.experiments.store import Store
 from sparseirm.experiments.tables import Row, rows
 from sparseirm.files import canonical, digest
-from sparseirm.runs import Result
+from sparseirm.runs import Point, Result
 
 DENSE, SPARSE = "#d1495b", "#00798c"
 
 
-def gaps(result: Result, split: str) -> list[float]:
-    """Largest minus smallest risk of the environments of a split, at every evaluation of a run, in nats."""
-    risks = [list(point.scores[split].risks.values()) for point in result.trajectory]
-    return [max(values) - min(values) for values in risks]
-
-
-def accuracies(result: Result, split: str) -> list[float]:
-    """Accuracy on a split at every evaluation of a run, in percent."""
-    return [point.scores[split].accuracy for point in result.trajectory]
+def gap(split: str) -> Callable[[Point], float]:
+    """Largest minus smallest risk of the environments of a split at an evaluation, in nats."""
+    return lambda point: max(risks := point.scores[split].risks.values()) - min(risks)
 
 
 def rex_runs(store: Store) -> tuple[Row, Row]:
@@ -81,9 +73,9 @@ def overfitting(dense: Row, sparse: Row, path: Path) -> Path:
     for row, colour in ((dense, DENSE), (sparse, SPARSE)):
         for split, style in (("train", "-"), ("val", ":")):
             words = "training samples" if split == "train" else "fresh ones"
-            _over_steps(left, row, gaps, split, colour, style, f"{row.label}, {words}")
+            over_steps(left, row.results, gap(split), colour, style, f"{row.label}, {words}")
         for split, style in (("train", "-"), ("test", "--")):
-            _over_steps(right, row, accuracies, split, colour, style, f"{row.label}, {split}")
+            over_steps(right, row.results, accuracy(split), colour, style, f"{row.label}, {split}")
     left.set(yscale="log", xlabel="step", ylabel="difference of the environments' risks, nats")
     left.set_title("Is the penalty met on samples never seen?", loc="left", fontsize=11)
     right.set(xlabel="step", ylabel="accuracy, %", ylim=(0, 100))
@@ -98,21 +90,6 @@ def overfitting(dense: Row, sparse: Row, path: Path) -> Path:
 def origin(results: Sequence[Result]) -> str:
     """What a figure says about the results it shows, so that one can see when it is outdated."""
     return "drawn from results " + digest(canonical([result.to_json() for result in results]).encode())[:16]
-
-
-def _over_steps(
-    axes: Axes,
-    row: Row,
-    curve: Callable[[Result, str], list[float]],
-    split: str,
-    colour: str,
-    style: str,
-    label: str,
-) -> None:
-    steps = [point.step for point in row.results[0].trajectory]
-    runs = np.array([curve(result, split) for result in row.results])
-    axes.plot(steps, runs.T, style, color=colour, alpha=0.2, lw=1)
-    axes.plot(steps, runs.mean(0), style, color=colour, lw=2, label=label)
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -49,7 +49,6 @@ def train(
     on_step: Callable[[State, Record], None] = lambda state, record: None,
     sharding: Sharding = WHOLE,
     shrinking: Shrinking | None = None,
-    awaited: Callable[[int], bool] = lambda step: True,
 ) -> State:
     """Run from ``state`` to the end of the plan: projected gradient descent, Algorithm 1.
 
@@ -65,11 +64,10 @@ def train(
         plan: number of steps, optimiser and schedules.
         state: where to start, usually from `sparseirm.training.state.start`; changed in place.
         seed: seed of gates, dropout and the penalty's draws; the batches have their own.
-        on_step: called after every step taken with the state it led to and its record.
+        on_step: called after every step taken with the state it led to and its record; steps that change
+            nothing any more are skipped, but for the last (see `at_rest`).
         sharding: which part of every batch is this process's; all of them end with the same state.
         shrinking: runs a smaller network once the mask is final; None always runs the whole one.
-        awaited: which steps, from 1, are taken for ``on_step`` even if they change nothing any more (see
-            `at_rest`). Other such steps are skipped, but for the last.
 
     Returns:
         ``state``, after ``plan.steps`` steps; at once if it has taken as many.
@@ -81,9 +79,8 @@ def train(
         shrinking.begin()
     with global_draws(state.weights.device) as seed_all, fast_matmul(), kept_memory(batches.nbytes):
         while state.step < plan.steps:
-            if at_rest(state, sparsifier, plan) and not awaited(state.step + 1):
-                state.step += 1
-                continue
+            if at_rest(state, sparsifier, plan):
+                state.step = plan.steps - 1  # the last step is taken all the same, for its record
             noise = generator(seed, "step", state.step, device=state.weights.device)
             now = Moment(state.step, plan.steps, noise)
             batch = batches.at(state.step)
@@ -107,10 +104,10 @@ def at_rest(state: State, sparsifier: Sparsifier, plan: Plan) -> bool:
     """Whether no step to come changes the network: no learning rate, a final mask, no running statistics.
 
     Once the learning rate is zero it stays so. What steps still change then are averages of the optimiser,
-    of which no further use is made. The last step is taken all the same, for its record.
+    of which no further use is made.
     """
     final = state.step / plan.steps >= final_from(sparsifier)
-    return final and plan.lr_at(state.step) == 0 and not state.buffers and state.step + 1 < plan.steps
+    return final and plan.lr_at(state.step) == 0 and not state.buffers
 
 
 def forward(

@@ -88,7 +88,6 @@ def train_stages(
     on_step: Callable[[State, Record], None] = lambda state, record: None,
     sharding: Sharding = WHOLE,
     shrinking: Shrinking | None = None,
-    awaited: Callable[[int], bool] = lambda step: True,
 ) -> State:
     """Run from ``state`` to the end of the last stage.
 
@@ -104,7 +103,6 @@ def train_stages(
             all stages, as does its total.
         sharding: which part of every batch is this process's.
         shrinking: as in `sparseirm.training.loop.train`, for every stage.
-        awaited: as in `sparseirm.training.loop.train`, of steps that count on through all stages.
 
     Returns:
         The state at the end of the last stage.
@@ -125,7 +123,7 @@ def train_stages(
 
         train(
             *(network, order, loss, penalty, stage.sparsifier, stage.plan, state, own, counted),
-            *(sharding, shrinking, lambda step, earlier=earlier: awaited(earlier + step)),
+            *(sharding, shrinking),
         )
     return state
 
