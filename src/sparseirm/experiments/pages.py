@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from sparseirm.core import SettingError
@@ -74,18 +74,23 @@ def _measured(root: Path, source: str, names: Sequence[str]) -> str:
 
 
 def _published(_: Path, source: str, wanted: Sequence[str]) -> str:
-    """Rows of a table of the paper, such as ``table8``: methods against training and test."""
+    """Rows of a table of the paper, such as ``table8``: methods against widths, or training and test."""
     chosen = [row for row in published() if row["table"] == source and _has(row, wanted)]
     _need(chosen, source, wanted)
-    splits = dict.fromkeys(row["split"] for row in chosen)
+    widths = {row["width"] for row in chosen}
+    columns = dict.fromkeys(_column(row, widths) for row in chosen)
     lines: dict[str, dict[str, str]] = {}
     for row in chosen:
         name = f"{row['method']} ({row['penalty']})" if row["penalty"] else row["method"]
         value = " ± ".join(filter(None, (row["value"], row["std"])))
-        if lines.setdefault(name, {}).setdefault(row["split"], value) != value:
+        if lines.setdefault(name, {}).setdefault(_column(row, widths), value) != value:
             raise SettingError(f"two rows of {source} are {name}; name more fields.")
-    cells = [(name, *(found.get(split, "") for split in splits)) for name, found in lines.items()]
-    return markdown_table(("the paper", *splits), cells)
+    cells = [(name, *(found.get(column, "") for column in columns)) for name, found in lines.items()]
+    return markdown_table(("the paper", *columns), cells)
+
+
+def _column(row: Mapping[str, str], widths: Collection[str]) -> str:
+    return f"width {row['width']}" if len(widths) > 1 else row["split"]
 
 
 def _trials(root: Path, source: str, wanted: Sequence[str]) -> str:
