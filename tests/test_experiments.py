@@ -2,7 +2,7 @@
 
 import itertools
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -68,6 +68,35 @@ def test_a_run_in_flight_is_left_to_the_process_that_has_it(store: Store) -> Non
         refusal = carry_out(RECIPE, store.root)
     assert isinstance(refusal, Postponed) and "another process" in refusal
     assert carry_out(RECIPE, store.root) is None
+
+
+def test_a_sweep_waits_for_a_run_elsewhere_until_time_is_up(store: Store) -> None:
+    said: list[str | None] = []
+    with store.claim(RECIPE), ThreadPoolExecutor(1) as pool:
+        found = sweep([RECIPE], store, pool, on_done=lambda r, why: said.append(why), time_budget=0.5)
+    assert found == [None] and store.failures() == [] and not store.claimed(RECIPE)
+    assert isinstance(said[0], Postponed) and "time budget" in said[0] and "another process" in said[0]
+
+
+def test_a_run_that_ends_elsewhere_is_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = run(RECIPE)
+    monkeypatch.setattr(sweep_module, "run", None)
+    with ExitStack() as elsewhere, ThreadPoolExecutor(1) as pool:
+        elsewhere.enter_context(store.claim(RECIPE))
+
+        def watch(progress: Progress) -> None:
+            store.put(result)
+            elsewhere.close()
+
+        assert sweep([RECIPE], store, pool, watch=watch) == [result]
+
+
+def test_looking_whether_a_run_is_claimed_makes_nothing(store: Store) -> None:
+    assert not store.claimed(RECIPE) and not store.root.exists()
+    with store.claim(RECIPE):
+        assert store.claimed(RECIPE)
+    store.clear(RECIPE)
+    assert not store.claimed(RECIPE) and [*store.root.rglob("*")] == [store.root / "work"]
 
 
 def test_a_sweep_goes_on_from_the_checkpoint_of_a_killed_run(store: Store) -> None:

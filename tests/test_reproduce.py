@@ -13,6 +13,7 @@ from sparseirm.cli import _parsed, main
 from sparseirm.core import SettingError
 from sparseirm.data import FINGERPRINTS
 from sparseirm.experiments.grids import COMPUTED_ELSEWHERE, GRIDS, Cell, Grid
+from sparseirm.experiments.progress import duration
 from sparseirm.experiments.reproduce import What, reproduce, seconds
 from sparseirm.experiments.store import Store
 from sparseirm.methods import SETTINGS
@@ -177,7 +178,27 @@ def test_a_time_budget_ends_a_sweep_without_failures(
 ) -> None:
     reproduce("table8", time_budget="0s", store=tmp_path)
     assert not (tmp_path / "runs").exists() and not (tmp_path / "failed").exists()
-    assert capsys.readouterr().err.count("not started: the time budget is used up") == 3
+    said = capsys.readouterr()
+    assert said.err.count("not started: the time budget is used up") == 3
+    assert "3 of 3 runs are left. The same command goes on with them." in said.out
+
+
+def test_a_dry_run_counts_only_what_is_left_of_runs_elsewhere(
+    tiny: list[Cell], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reproduce("table8", widths=(3,), methods=("erm",), store=tmp_path)
+    store, cell = Store(tmp_path), tiny[0]
+    store.put(replace(store.all()[0], seconds=1000.0))
+    for over, left in ((None, 1000.0), (1, 750.0)):
+        if over is not None:
+            store.beat(cell.recipe(seed=1), over, 4)
+        capsys.readouterr()
+        reproduce(
+            "table8", widths=(3,), methods=("erm",), seeds=(0, 1), dry_run=True, workers=1, store=tmp_path
+        )
+        shown = capsys.readouterr().out
+        assert f"Together: {duration(left)} of computing" in shown
+        assert ("1 of 1 missing runs are running elsewhere" in shown) == (over is not None)
 
 
 @pytest.mark.parametrize("words", ["", "150", "h", "1h 30m", "-5m", "1d"])

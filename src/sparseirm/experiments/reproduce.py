@@ -59,7 +59,8 @@ def reproduce(
 ) -> list[Finding]:
     """Run what the store lacks of a table or figure of the paper, and show it beside the published numbers.
 
-    Runs that are finished cost nothing, so the same command goes on where it was stopped. Nothing is chosen
+    Runs that are finished cost nothing, so the same command goes on where it was stopped; runs that another
+    command has are waited for, and taken over if it dies. Nothing is chosen
     on test data: the numbers are those of the last step. ``sparseirm report`` makes pages of all of them.
 
     Example: sparseirm reproduce table8 --widths 390 --seeds 0 1 2 --dry-run
@@ -116,8 +117,10 @@ def reproduce(
         raise SettingError(absent)
     else:
         with context as pool, reporter(place) as shown:
-            sweep(missing, place, pool, data_root, shown.on_done, budget, shown.watch)
+            found = sweep(missing, place, pool, data_root, shown.on_done, budget, shown.watch)
         failed = shown.failed
+        if left := found.count(None) - failed:
+            console.print(f"{left} of {len(wanted)} runs are left. The same command goes on with them.")
         study = Study(place.all(), precision, digests)
     split = GRIDS[what].split
     findings = [study.finding(cell, named, split) for named in settings for cell in cells]
@@ -232,10 +235,21 @@ def _absent(runs: Sequence[Recipe], data_root: str | None) -> str:
     return " ".join(words)
 
 
+def _over(store: Store, recipe: Recipe) -> float | None:
+    """How much of a run in another process is over; None if there is none, or its files are not at hand."""
+    with suppress(SettingError):
+        return store.over(recipe)
+    return None
+
+
 def _plan(
     console: Console, missing: Sequence[Recipe], store: Store, estimates: Estimates, workers: int | None
 ) -> None:
-    """What is missing, by method, and how long it will take; in all, if nobody knows on how many workers."""
+    """What is missing, by method, and how long it will take; in all, if nobody knows on how many workers.
+
+    Of a run that another process has, only what is left counts.
+    """
+    over = {id(recipe): _over(store, recipe) for recipe in missing}
     shown = Table()
     for heading in ("data", "method", "missing", "each", "together"):
         shown.add_column(heading, justify="left" if heading in ("data", "method") else "right")
@@ -245,8 +259,8 @@ def _plan(
         method = " ".join(filter(None, (recipe.method, recipe.penalty, recipe.settings)))
         groups.setdefault((f"{recipe.data} {recipe.n_train}", method), []).append(recipe)
     for (data, method), group in groups.items():
-        times = [estimates.seconds(recipe) for recipe in group]
-        known = [time for time in times if time is not None]
+        times = [(estimates.seconds(recipe), over[id(recipe)] or 0.0) for recipe in group]
+        known = [time * (1 - done) for time, done in times if time is not None]
         together = sum(known) if len(known) == len(times) else None
         each = f"{duration(min(known))} to {duration(max(known))}" if known else duration(None)
         shown.add_row(data, method, str(len(group)), each, duration(together))
@@ -256,6 +270,11 @@ def _plan(
         spread = f", about {duration(total / workers)} on {workers} workers" if total and workers else ""
         unmeasured = ": no run of such a network has been measured" if total is None else ""
         console.print(f"Together: {duration(total)} of computing{spread}{unmeasured}.", highlight=False)
+    running = sum(done is not None for done in over.values())
+    if running:
+        console.print(
+            f"{running} of {len(missing)} missing runs are running elsewhere: only their rest counts."
+        )
     for recipe, reason in store.failures():
         if recipe in missing:
             console.print(f"failed before, and will be tried again: {reason}", highlight=False, markup=False)
