@@ -2,7 +2,7 @@
 
 import itertools
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -28,6 +28,7 @@ from sparseirm.experiments.sweep import Postponed, Progress, carry_out, sweep
 from sparseirm.experiments.tables import rows
 from sparseirm.experiments.train import train
 from sparseirm.files import read_json
+from sparseirm.methods import SETTINGS
 
 RECIPE = Recipe(method="erm", width=4, steps=4, eval_every=4)
 
@@ -67,6 +68,35 @@ def test_a_run_in_flight_is_left_to_the_process_that_has_it(store: Store) -> Non
         refusal = carry_out(RECIPE, store.root)
     assert isinstance(refusal, Postponed) and "another process" in refusal
     assert carry_out(RECIPE, store.root) is None
+
+
+def test_a_sweep_waits_for_a_run_elsewhere_until_time_is_up(store: Store) -> None:
+    said: list[str | None] = []
+    with store.claim(RECIPE), ThreadPoolExecutor(1) as pool:
+        found = sweep([RECIPE], store, pool, on_done=lambda r, why: said.append(why), time_budget=0.5)
+    assert found == [None] and store.failures() == [] and not store.claimed(RECIPE)
+    assert isinstance(said[0], Postponed) and "time budget" in said[0] and "another process" in said[0]
+
+
+def test_a_run_that_ends_elsewhere_is_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = run(RECIPE)
+    monkeypatch.setattr(sweep_module, "run", None)
+    with ExitStack() as elsewhere, ThreadPoolExecutor(1) as pool:
+        elsewhere.enter_context(store.claim(RECIPE))
+
+        def watch(progress: Progress) -> None:
+            store.put(result)
+            elsewhere.close()
+
+        assert sweep([RECIPE], store, pool, watch=watch) == [result]
+
+
+def test_looking_whether_a_run_is_claimed_makes_nothing(store: Store) -> None:
+    assert not store.claimed(RECIPE) and not store.root.exists()
+    with store.claim(RECIPE):
+        assert store.claimed(RECIPE)
+    store.clear(RECIPE)
+    assert not store.claimed(RECIPE) and [*store.root.rglob("*")] == [store.root / "work"]
 
 
 def test_a_sweep_goes_on_from_the_checkpoint_of_a_killed_run(store: Store) -> None:
@@ -198,6 +228,35 @@ def test_estimates_scale_what_was_measured_on_the_most_alike_runs() -> None:
     assert estimates.seconds(deep) is None
     estimates.learn(replace(done, recipe=deep.resolved(), seconds=9.0))
     assert estimates.seconds(replace(deep, data="cifar_mnist")) is not None
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("method", ["erm", "irm", "sparseirm", "mrm"])
+def test_work_is_that_of_the_steps_that_are_taken(method: str, settings: str) -> None:
+    recipe = Recipe(method=method, settings=settings, width=4, steps=20, eval_every=20).resolved()
+    taken: list[int] = []
+    run(recipe, on_step=lambda record, _: taken.append(record.step))
+    once = cost(replace(recipe, method="erm", penalty=None, lr_stop=None, steps=1, stage_lengths=None))
+    assert cost(recipe) == pytest.approx(len(taken) * once)
+
+
+def test_a_method_on_data_of_which_nothing_was_measured_takes_what_it_takes_elsewhere() -> None:
+    irm = replace(RECIPE, method="irm")
+    measured = ((RECIPE, 2.0), (irm, 6.0), (replace(RECIPE, data="full_colored_digits"), 4.0))
+    done = run(RECIPE)
+    estimates = Estimates.of(replace(done, recipe=one.resolved(), seconds=took) for one, took in measured)
+    there, elsewhere = (replace(irm, data=name) for name in ("full_colored_digits", "colored_digits"))
+    ratio = cost(there.resolved()) / cost(elsewhere.resolved())
+    assert estimates.seconds(there) == pytest.approx(6.0 * ratio)
+
+
+def test_the_settings_of_a_run_count() -> None:
+    done = run(RECIPE)
+    sparse = [Recipe(width=4, steps=100, settings=name).resolved() for name in ("ours", "released")]
+    estimates = Estimates.of(
+        replace(done, recipe=one, seconds=took) for one, took in zip(sparse, (3.0, 9.0), strict=True)
+    )
+    assert [estimates.seconds(one) for one in sparse] == [3.0, 9.0]
 
 
 def test_progress_counts_every_run_once(store: Store) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sparseirm.core import SettingError
-from sparseirm.experiments.grids import COMPUTED_ELSEWHERE, GRIDS, Cell, published, recipes, select
+from sparseirm.experiments.grids import GRIDS, NAMED, PROBED, Cell, published, recipes, select
 from sparseirm.files import read_json
 from sparseirm.methods import METHODS, SETTINGS
 from sparseirm.recipe import Recipe
@@ -92,7 +92,14 @@ def test_figures_are_made_of_the_tables_runs() -> None:
     assert keys["figure1"] < keys["table2"] and keys["table7"] < keys["table2"]
     figure1 = GRIDS["figure1"].cells
     assert Counter(cell.method for cell in figure1) == {"Oracle": 6, "ERM": 6, "IRM": 6}
-    assert not {*GRIDS} & {*COMPUTED_ELSEWHERE}
+
+
+def test_the_networks_that_are_asked_are_those_of_table_4_and_runs_of_table_2() -> None:
+    keys = {name: {recipe.key for recipe in recipes(NAMED[name].cells)} for name in (*PROBED, "table2")}
+    assert keys["table4"] == keys["figure4"] < keys["table2"]
+    assert {(cell.method, cell.width, cell.n_train) for cell in PROBED["table4"].cells} == {
+        (method, 640, 50000) for method in ("IRM", "MRM", "SparseIRM")
+    }
 
 
 def test_a_selection_keeps_what_it_names() -> None:

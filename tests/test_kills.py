@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+import sparseirm.experiments.sweep as sweep_module
 from sparseirm.cli import main
 from sparseirm.core import SettingError
 from sparseirm.experiments.executors import local
@@ -198,12 +199,12 @@ def test_a_pause_between_checkpoints_that_is_none_is_refused(
 # Sweeps.
 
 
-def carry_out_all(root: Path) -> None:
+def carry_out_all(root: Path, recipes: Sequence[Recipe] = SWEPT) -> None:
     """A sweep in two processes, which need not import everything again."""
     fork = multiprocessing.get_context("fork")
     multiprocessing.get_context = lambda method=None: fork  # type: ignore[assignment]
     with local(2) as pool:
-        sweep(SWEPT, Store(root), pool)
+        sweep(recipes, Store(root), pool)
 
 
 def workers_of(pid: int) -> list[int]:
@@ -265,6 +266,52 @@ def test_a_sweep_killed_goes_on_and_no_worker_outlives_it(tmp_path: Path) -> Non
     process.join()
     assert process.exitcode == 0
     assert_same_sweep(tmp_path)
+
+
+def carry_out_with_journal(name: str, root: Path, recipes: list[Recipe], waits: bool) -> None:
+    """A sweep that writes down which runs it begins at which step; if it waits, until it is let go."""
+
+    def watched(recipe: Recipe, on_step: Callable[..., None], **given: Any) -> Any:
+        def step(record: Record, trajectory: list[Point]) -> None:
+            on_step(record, trajectory)
+            if not entered:
+                entered.append(record.step)
+                (root / f"{name}-{recipe.seed}-{record.step}").touch()
+            while waits and record.step == 30 and not (root / f"go-{recipe.seed}").exists():
+                time.sleep(0.02)
+
+        entered: list[int] = []
+        return run(recipe, on_step=step, **given)
+
+    sweep_module.run = watched
+    carry_out_all(root, recipes)
+
+
+@linux
+def test_two_sweeps_share_a_store_and_one_finishes_what_the_other_leaves(tmp_path: Path) -> None:
+    def until(holds: Callable[[], object]) -> None:
+        deadline = time.monotonic() + 300
+        while not holds():
+            assert time.monotonic() < deadline and other.is_alive()
+            time.sleep(0.02)
+
+    def done() -> set[int]:
+        return {recipe.seed for recipe in SWEPT if Store(tmp_path).get(recipe)}
+
+    one = other = process_of(carry_out_with_journal, "one", tmp_path, SWEPT[:2], True)
+    until(lambda: len([*tmp_path.glob(f"work/*/{CHECKPOINT}")]) == 2)
+    other = process_of(carry_out_with_journal, "other", tmp_path, SWEPT, False)
+    until(lambda: done() == {2, 3})
+    (tmp_path / "go-0").touch()
+    until(lambda: done() == {0, 2, 3})
+    kill("all", one.pid)
+    other.join()
+    assert other.exitcode == 0
+    assert_same_sweep(tmp_path)
+    begun = {path.name: int(path.name.split("-")[2]) for path in tmp_path.glob("o*-*-*")}
+    assert {name.rpartition("-")[0] for name in begun} == {"one-0", "one-1", "other-1", "other-2", "other-3"}
+    assert begun.keys() >= {"one-0-1", "one-1-1", "other-2-1", "other-3-1"}
+    assert max(begun.values()) > 1  # it went on from the checkpoint
 
 
 @linux

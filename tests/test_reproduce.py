@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 import sparseirm.experiments.reproduce as module
-from sparseirm.cli import _parsed, main
+from sparseirm.cli import main
 from sparseirm.core import SettingError
 from sparseirm.data import FINGERPRINTS
-from sparseirm.experiments.grids import COMPUTED_ELSEWHERE, GRIDS, Cell, Grid
+from sparseirm.experiments.grids import NAMED, Cell, Grid
+from sparseirm.experiments.progress import duration
 from sparseirm.experiments.reproduce import What, reproduce, seconds
 from sparseirm.experiments.store import Store
 from sparseirm.methods import SETTINGS
@@ -37,7 +38,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> list[Cell]:
 
 
 def test_every_table_and_figure_has_a_name() -> None:
-    assert set(What.__args__) == {*GRIDS, *COMPUTED_ELSEWHERE}  # type: ignore[attr-defined]
+    assert set(What.__args__) == {*NAMED, "theorem1"}  # type: ignore[attr-defined]
 
 
 def test_what_is_missing_is_run_once_and_shown_beside_the_paper(
@@ -177,7 +178,27 @@ def test_a_time_budget_ends_a_sweep_without_failures(
 ) -> None:
     reproduce("table8", time_budget="0s", store=tmp_path)
     assert not (tmp_path / "runs").exists() and not (tmp_path / "failed").exists()
-    assert capsys.readouterr().err.count("not started: the time budget is used up") == 3
+    said = capsys.readouterr()
+    assert said.err.count("not started: the time budget is used up") == 3
+    assert "3 of 3 runs are left. The same command goes on with them." in said.out
+
+
+def test_a_dry_run_counts_only_what_is_left_of_runs_elsewhere(
+    tiny: list[Cell], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reproduce("table8", widths=(3,), methods=("erm",), store=tmp_path)
+    store, cell = Store(tmp_path), tiny[0]
+    store.put(replace(store.all()[0], seconds=1000.0))
+    for over, left in ((None, 1000.0), (1, 750.0)):
+        if over is not None:
+            store.beat(cell.recipe(seed=1), over, 4)
+        capsys.readouterr()
+        reproduce(
+            "table8", widths=(3,), methods=("erm",), seeds=(0, 1), dry_run=True, workers=1, store=tmp_path
+        )
+        shown = capsys.readouterr().out
+        assert f"Together: {duration(left)} of computing" in shown
+        assert ("1 of 1 missing runs are running elsewhere" in shown) == (over is not None)
 
 
 @pytest.mark.parametrize("words", ["", "150", "h", "1h 30m", "-5m", "1d"])
@@ -192,6 +213,9 @@ def test_a_time_that_is_none_is_refused(words: str) -> None:
         (["table9"], "table9"),
         (["table8", "--widths", "100"], "no width in table8 is named '100'"),
         (["table8", "--methods", "sparseirn"], "Did you mean 'sparseirm'?"),
+        (["table8", "--methods", "erm,irm"], "named 'erm,irm'. Several names are separated by spaces, not"),
+        (["table8", "--seeds", "0,1"], "['0,1']. Several values are separated by spaces, not commas. See"),
+        (["table8", "--widths", "390,640"], "Several values are separated by spaces, not commas."),
         (["table8", "--settings", "mine"], "no settings is named 'mine'"),
         (["table8", "--seeds", "0", "0"], "`seeds` must name each one once"),
         (["table8", "--time-budget", "soon"], "`time_budget` must be a time such as 150m"),
@@ -202,9 +226,19 @@ def test_a_time_that_is_none_is_refused(words: str) -> None:
         (["table8", "--store", f"{__file__}/sub", "--dry-run"], "test_reproduce.py is a file. Name another."),
         (["table8", "--executor", "cloud"], "no executor is named 'cloud'"),
         (["table8", "--precision", "fp8"], "no precision is named 'fp8'"),
-        (["table4"], "flags of its own: sparseirm ablation --data colored_mnist"),
-        (["figure4", "--dry-run"], "flags of its own: sparseirm ablation --data colored_mnist"),
-        (["theorem1", "--seeds", "1"], "with flags of its own: sparseirm theory"),
+        (["table4", "--time-budget", "1h"], "`time_budget` has no effect on table4, which trains and asks"),
+        (
+            ["figure4", "--executor", "slurm"],
+            "`executor` has no effect on figure4, which trains and asks its",
+        ),
+        (["table4", "--settings", "ours", "paper"], "`settings` must be a single one for table4"),
+        (
+            ["table4", "--methods", "erm"],
+            "no method in table4 is named 'erm'. Did you mean 'mrm'? Known: irm,",
+        ),
+        (["table4", "--widths", "390"], "no width in table4 is named '390'"),
+        (["theorem1", "--seeds", "1"], "`seeds` has no effect on theorem1, which is computed anew"),
+        (["theorem1", "--store", "there"], "`store` has no effect on theorem1"),
     ],
 )
 def test_what_cannot_be_reproduced_is_refused_in_one_line(
@@ -250,15 +284,31 @@ def test_how_long_a_cluster_takes_is_not_guessed(
     assert "of computing." in shown and "workers" not in shown
 
 
-def test_the_command_of_the_ablation_parses_and_is_the_documented_one() -> None:
-    command = COMPUTED_ELSEWHERE["table4"]
-    assert command in (ROOT / "docs" / "ablations.md").read_text()
-    assert callable(_parsed(command.split()[1:]))
+def test_networks_of_table_4_are_trained_once_and_asked(
+    tiny: list[Cell], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny[:] = tiny[1:2]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sparseirm.experiments.ablation.local", module.connect)
+    asked = {"methods": ("irm",), "seeds": (0, 1), "settings": ("paper",), "store": tmp_path / "store"}
+    reproduce("table4", dry_run=True, **asked)
+    assert "2 runs: 0 done, 2 missing" in capsys.readouterr().out and not list(tmp_path.iterdir())
+    for what in ("table4", "figure4"):
+        reproduce(what, **asked)
+        said = capsys.readouterr().out
+        assert "Reading the colour" in said and "Exchanging the colour" in said and "density" not in said
+    assert (tmp_path / "out" / "ablation" / "ablation.svg").exists()
+    results = Store(tmp_path / "store").all()
+    assert {result.recipe.key for result in results} == {tiny[0].recipe("paper", s).key for s in (0, 1)}
+    reproduce("figure4", dry_run=True, **asked)
+    assert "2 runs: 2 done, 0 missing" in capsys.readouterr().out
 
 
-def test_the_theorem_is_computed_by_its_own_command(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_theorem_is_computed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     called = []
     monkeypatch.setattr(module, "theory", lambda: called.append(True))
+    assert reproduce("theorem1", dry_run=True) == [] and called == []
+    assert "computed anew, in under ten minutes on one core" in capsys.readouterr().out
     assert reproduce("theorem1") == [] and called == [True]
 
 

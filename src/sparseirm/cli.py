@@ -106,6 +106,8 @@ def _first_line(box: str, arguments: Sequence[str]) -> str:
     first = " ".join(itertools.takewhile(bool, body))
     near = next((line.split()[0] for line in lines if line.startswith("--")), None)
     hint = f" Did you mean {near}?" if near and first.startswith("Unrecognized") else ""
+    if any("," in value and repr(value) in first for value in arguments):
+        hint = " Several values are separated by spaces, not commas."
     command = arguments[0] if arguments and arguments[0] in COMMANDS else ""
     return f"{first.rstrip('. ')}.{hint} See `sparseirm {command} --help`.".replace("  ", " ")
 

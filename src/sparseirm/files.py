@@ -10,7 +10,7 @@ import secrets
 import struct
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -119,6 +119,17 @@ def locked(path: Path) -> Iterator[bool]:
         yield True
     finally:
         lock.release()
+
+
+def is_locked(path: Path) -> bool:
+    """Whether another process holds a lock file (see `locked`) at this moment; nothing is made."""
+    try:
+        with FileLock(path, timeout=0) if path.exists() else nullcontext():
+            return False
+    except FileNotFoundError:
+        return False  # its holder has just finished, and removed the folder
+    except Timeout:
+        return True
 
 
 def digest(content: bytes) -> str:

@@ -42,6 +42,8 @@ def one_of(kind: str, name: str, known: Iterable[str], listed: str = "") -> str:
         return name
     near = difflib.get_close_matches(name, known, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
+    if "," in name:
+        hint = " Several names are separated by spaces, not commas."
     raise SettingError(f"no {kind} is named {name!r}.{hint} Known: {listed or ', '.join(known)}.")
 
 

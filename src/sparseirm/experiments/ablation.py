@@ -22,6 +22,7 @@ from sparseirm.experiments.ablation_study import (
     readings,
 )
 from sparseirm.experiments.executors import local
+from sparseirm.experiments.grids import published
 from sparseirm.experiments.sheets import Sheet, page, show
 from sparseirm.experiments.statistics import Figures
 from sparseirm.experiments.store import Store
@@ -167,6 +168,7 @@ def _by_method(
 
 def _probe_sheet(report: AblationReport) -> Sheet:
     probe = report.probe
+    paper = _paper(report)
     found = _by_method(report, lambda r: r.seen, lambda r: r.fresh, lambda r: r.train, lambda r: r.test)
     return Sheet(
         f"Reading the {report.attribute} from the representation",
@@ -174,9 +176,28 @@ def _probe_sheet(report: AblationReport) -> Sheet:
         f"is given the input of the last layer, on images whose {report.attribute} is independent of the "
         "label: those it learnt from, and test images. Beside it the accuracy of the networks themselves at "
         "their last step. Mean ± standard deviation over seeds.",
-        ("method", "probe, seen", "probe, fresh", "train", "test", "seeds"),
-        tuple((name, *map(str, each), str(len(each[0].values))) for name, each in found),
+        ("method", "probe, seen", "probe, fresh", "train", "test", "seeds", *paper),
+        tuple(
+            (
+                name,
+                *map(str, each),
+                str(len(each[0].values)),
+                *(said.get(name, "") for said in paper.values()),
+            )
+            for name, each in found
+        ),
     )
+
+
+def _paper(report: AblationReport) -> dict[str, dict[str, str]]:
+    """What Table 4 of the paper says of the same networks: by heading, then by method in words."""
+    asked = [str(report.recipe.get(name)) for name in ("data", "n_train", "width")]
+    found: dict[str, dict[str, str]] = {}
+    for row in published():
+        if row["table"] == "table4" and [row["dataset"], row["n_train"], row["width"]] == asked:
+            said = found.setdefault({"train": "paper, seen", "test": "paper, fresh"}[row["split"]], {})
+            said[f"{row['method']} ({row['penalty']})"] = f"{row['value']} ± {row['std']}"
+    return found
 
 
 def _exchange_sheet(report: AblationReport) -> Sheet:

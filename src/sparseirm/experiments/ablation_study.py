@@ -185,11 +185,16 @@ def trained(recipe: Recipe, store: Store, data_root: str | None = None) -> tuple
     Raises:
         SettingError: if the run cannot be carried out, or another process is at it.
     """
-    folder = store.root / "models" / recipe.key
+    folder = kept(recipe, store)
     result = run(recipe, data_root=data_root, out=folder, resume=True)
     if store.get(recipe) is None:
         store.put(result)
     return result, folder
+
+
+def kept(recipe: Recipe, store: Store) -> Path:
+    """The folder of a run's network, see `trained`; whether it is there or not."""
+    return store.root / "models" / recipe.key
 
 
 def chance_agreement(data: DataSet) -> float:

@@ -6,20 +6,27 @@ import statistics
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 
+from sparseirm.models import MODELS
 from sparseirm.recipe import Recipe
 from sparseirm.runs import Result
+from sparseirm.training.loop import steps_taken
 
 
 def cost(recipe: Recipe) -> float:
     """Relative work of a resolved recipe among those of its network: steps, times samples, times weights.
 
+    Only steps that are taken count: the MLP has no running statistics, and skips those at rest.
+
     >>> wide, narrow = (cost(Recipe(width=width).resolved()) for width in (640, 64))
     >>> wide > 10 * narrow
     True
     """
+    stages = recipe.stages(d=1 << 40, n_train=1 << 20)  # any that are large: times do not depend on them
+    mlp = recipe.model in MODELS
+    steps = sum(steps_taken(each.sparsifier, each.plan) for each in stages) if mlp else recipe.total_steps
     samples = recipe.batch_size or recipe.n_train or 1
     width = recipe.width or 8000  # networks without one are compared with their own kind only
-    return float(recipe.total_steps * samples * width * (width + 400))
+    return float(steps * samples * width * (width + 400))
 
 
 @dataclass(frozen=True)
@@ -61,5 +68,5 @@ class Estimates:
 def _kinds(recipe: Recipe) -> list[Hashable]:
     """What a run's speed depends on, from everything to the network alone."""
     where, how = (recipe.data, recipe.model), (recipe.method, recipe.penalty, recipe.precision)
-    alike = (*where, recipe.n_train, recipe.width, *how)
-    return [alike, (*where, *how), (*where, recipe.method), where, (recipe.model,)]
+    alike = (*where, *how, recipe.n_train, recipe.width, recipe.sparsifier, recipe.settings)
+    return [alike, (*where, *how), (recipe.model, *how), (*where, recipe.method), where, (recipe.model,)]

@@ -122,12 +122,13 @@ GRIDS = {
 }
 """What consists of training runs, by the name `sparseirm reproduce` knows it by."""
 
-ABLATION = (
-    "sparseirm ablation --data colored_mnist --n-train 20000 --width 640 --methods mrm irm sparseirm erm "
-    "--penalties irmv1 --seeds 0 --densities --precision bf16 --store results --out results/ablation"
-)
-COMPUTED_ELSEWHERE = {"table4": ABLATION, "figure4": ABLATION, "theorem1": "sparseirm theory"}
-"""What does not, and the command that computes it."""
+PROBED = {
+    "table4": Grid("Table 4: reading the colour from the representation", ("table4",)),
+    "figure4": Grid("Figure 4: exchanging the colour, for the networks of Table 4", ("table4",)),
+}
+"""What trained networks are asked by `sparseirm.experiments.ablation`: the same networks, and all of it."""
+
+NAMED = GRIDS | PROBED
 
 
 def select(
@@ -140,7 +141,7 @@ def select(
     """Cells of a table or figure.
 
     Args:
-        name: one of `GRIDS`.
+        name: one of `GRIDS` or `PROBED`.
         data: data sets to keep; all by default.
         widths: widths to keep; all by default.
         methods: methods to keep, in any case; all by default.
@@ -152,7 +153,7 @@ def select(
     Raises:
         SettingError: if one of them does not occur, or no cell has all of them.
     """
-    cells = GRIDS[one_of("grid", name, GRIDS)].cells
+    cells = NAMED[one_of("grid", name, NAMED)].cells
     if widths and not any(cell.width for cell in cells):
         raise SettingError(f"{name} has no widths; got `widths` {[*widths]}. Leave them out.")
     wanted = {

@@ -17,19 +17,34 @@ from tyro.conf import Positional
 
 from sparseirm.core import SettingError
 from sparseirm.data.sources import no_downloads
+from sparseirm.experiments.ablation import ablation
+from sparseirm.experiments.ablation_study import kept
 from sparseirm.experiments.beside_paper import Finding, Sheet, Study, sheets
 from sparseirm.experiments.estimates import Estimates
 from sparseirm.experiments.executors import connect, cores
-from sparseirm.experiments.grids import COMPUTED_ELSEWHERE, GRIDS, PRECISION, Cell, recipes, select
+from sparseirm.experiments.grids import GRIDS, NAMED, PRECISION, PROBED, Cell, recipes, select
 from sparseirm.experiments.progress import duration, reporter
 from sparseirm.experiments.store import Store
 from sparseirm.experiments.sweep import sweep
 from sparseirm.experiments.theory import theory
+from sparseirm.experiments.variants import DEFAULT
 from sparseirm.methods import SETTINGS
 from sparseirm.recipe import Option, Recipe
 from sparseirm.registry import one_of
+from sparseirm.runs import MODEL
 
 What = Literal["table2", "table3", "table4", "table7", "table8", "figure1", "figure3", "figure4", "theorem1"]
+
+CLUSTER = ("time_budget", "executor", "slurm_options")
+OF_RUNS = ("seeds", "data", "widths", "methods", "penalties", "settings", "precision")
+IDLE = {
+    "theorem1": (
+        (*OF_RUNS, *CLUSTER, "workers", "data_root", "store"),
+        "is computed anew, without runs of a store",
+    ),
+    **dict.fromkeys(PROBED, (CLUSTER, "trains and asks its networks on this machine, to the end")),
+}
+"""Options without effect on what is no grid of runs, and why."""
 
 IN_WORDS = {"test": ("the test", "training"), "train": ("training", "the test")}
 
@@ -59,8 +74,13 @@ def reproduce(
 ) -> list[Finding]:
     """Run what the store lacks of a table or figure of the paper, and show it beside the published numbers.
 
-    Runs that are finished cost nothing, so the same command goes on where it was stopped. Nothing is chosen
-    on test data: the numbers are those of the last step. ``sparseirm report`` makes pages of all of them.
+    Runs that are finished cost nothing, so the same command goes on where it was stopped; runs that another
+    command has are waited for, and taken over if it dies. Nothing is chosen on test data: the numbers are
+    those of the last step. ``sparseirm report`` makes pages of all of them.
+
+    table4 and figure4 are ``sparseirm ablation`` for the networks of the paper's Table 4, with tables and
+    figure in ``out/ablation``; theorem1 is ``sparseirm theory``, in ``out/theory``, with no option but
+    ``--dry-run``.
 
     Example: sparseirm reproduce table8 --widths 390 --seeds 0 1 2 --dry-run
 
@@ -82,14 +102,13 @@ def reproduce(
         store: folder of the results; workers on other machines must see it under the same path.
 
     Returns:
-        What was found of each cell.
+        What was found of each cell; nothing for table4, figure4 and theorem1.
     """
-    if what in COMPUTED_ELSEWHERE:
-        _elsewhere(what, {name: value for name, value in locals().items() if name != "what"})
-        return []
+    _refuse_idle(what, locals())
+    if what == "theorem1":
+        return _theorem(dry_run)
     budget = None if time_budget is None else seconds(time_budget)
-    for name in settings:
-        one_of("settings", name, SETTINGS)
+    _check_settings(what, settings)
     _each_once("", seeds=seeds, settings=settings)
     _each_once(" Leave it out for all.", data=data, widths=widths, methods=methods, penalties=penalties)
     context = connect(executor, workers, store / "work" / "slurm", slurm_options)
@@ -100,13 +119,13 @@ def reproduce(
     _say_what_is_not_run(console, place, cells)
     failed = 0
     study = Study(place.all(), precision, digests)
-    missing = [recipe for recipe in wanted if study.get(recipe) is None]
+    missing = [recipe for recipe in wanted if not _done(what, recipe, study, place)]
     with no_downloads() if dry_run else nullcontext():
         absent = _absent(missing, data_root)
     if dry_run:
         here = [replace(recipe, data_digest=digests[recipe.data]) for recipe in missing]
         console.print(
-            f"{GRIDS[what].title}. {len(wanted)} runs: {len(wanted) - len(here)} done, {len(here)} missing."
+            f"{NAMED[what].title}. {len(wanted)} runs: {len(wanted) - len(here)} done, {len(here)} missing."
         )
         estimates = Estimates.of(study.results)
         _plan(console, here, place, estimates, workers or cores() if executor == "local" else None)
@@ -114,11 +133,17 @@ def reproduce(
             console.print(f"Note: {absent}", highlight=False, markup=False)
     elif absent:
         raise SettingError(absent)
+    elif what in PROBED:
+        _ask(cells, seeds, settings[0], precision, data_root, store, workers)
     else:
         with context as pool, reporter(place) as shown:
-            sweep(missing, place, pool, data_root, shown.on_done, budget, shown.watch)
+            found = sweep(missing, place, pool, data_root, shown.on_done, budget, shown.watch)
         failed = shown.failed
+        if left := found.count(None) - failed:
+            console.print(f"{left} of {len(wanted)} runs are left. The same command goes on with them.")
         study = Study(place.all(), precision, digests)
+    if what in PROBED:
+        return []  # what was asked stands in the tables of the ablation
     split = GRIDS[what].split
     findings = [study.finding(cell, named, split) for named in settings for cell in cells]
     console.print(LEGEND.format(*IN_WORDS[split]), highlight=False)
@@ -129,6 +154,31 @@ def reproduce(
             "tries them again."
         )
     return findings
+
+
+def _theorem(dry_run: bool) -> list[Finding]:
+    """Compute Theorem 1, or say what that takes."""
+    if dry_run:
+        print("Theorem 1 is computed anew, in under ten minutes on one core. There are no runs.")
+    else:
+        theory()
+    return []
+
+
+def _check_settings(what: str, settings: Sequence[str]) -> None:
+    for name in settings:
+        one_of("settings", name, SETTINGS)
+    if what in PROBED and len(settings) > 1:
+        raise SettingError(f"`settings` must be a single one for {what}; got {[*settings]}.")
+
+
+def _done(what: str, recipe: Recipe, study: Study, store: Store) -> bool:
+    """Whether a run's result is there, or its network where networks are asked."""
+    if what in GRIDS:
+        return study.get(recipe) is not None
+    with suppress(SettingError):  # without files nobody knows of which ones the network would be
+        return (kept(replace(recipe, data_digest=study.digests[recipe.data]), store) / MODEL).exists()
+    return False
 
 
 def _each_once(otherwise: str, **given: Sequence[object] | None) -> None:
@@ -232,10 +282,21 @@ def _absent(runs: Sequence[Recipe], data_root: str | None) -> str:
     return " ".join(words)
 
 
+def _over(store: Store, recipe: Recipe) -> float | None:
+    """How much of a run in another process is over; None if there is none, or its files are not at hand."""
+    with suppress(SettingError):
+        return store.over(recipe)
+    return None
+
+
 def _plan(
     console: Console, missing: Sequence[Recipe], store: Store, estimates: Estimates, workers: int | None
 ) -> None:
-    """What is missing, by method, and how long it will take; in all, if nobody knows on how many workers."""
+    """What is missing, by method, and how long it will take; in all, if nobody knows on how many workers.
+
+    Of a run that another process has, only what is left counts.
+    """
+    over = {id(recipe): _over(store, recipe) for recipe in missing}
     shown = Table()
     for heading in ("data", "method", "missing", "each", "together"):
         shown.add_column(heading, justify="left" if heading in ("data", "method") else "right")
@@ -245,8 +306,8 @@ def _plan(
         method = " ".join(filter(None, (recipe.method, recipe.penalty, recipe.settings)))
         groups.setdefault((f"{recipe.data} {recipe.n_train}", method), []).append(recipe)
     for (data, method), group in groups.items():
-        times = [estimates.seconds(recipe) for recipe in group]
-        known = [time for time in times if time is not None]
+        times = [(estimates.seconds(recipe), over[id(recipe)] or 0.0) for recipe in group]
+        known = [time * (1 - done) for time, done in times if time is not None]
         together = sum(known) if len(known) == len(times) else None
         each = f"{duration(min(known))} to {duration(max(known))}" if known else duration(None)
         shown.add_row(data, method, str(len(group)), each, duration(together))
@@ -256,18 +317,50 @@ def _plan(
         spread = f", about {duration(total / workers)} on {workers} workers" if total and workers else ""
         unmeasured = ": no run of such a network has been measured" if total is None else ""
         console.print(f"Together: {duration(total)} of computing{spread}{unmeasured}.", highlight=False)
+    running = sum(done is not None for done in over.values())
+    if running:
+        console.print(
+            f"{running} of {len(missing)} missing runs are running elsewhere: only their rest counts."
+        )
     for recipe, reason in store.failures():
         if recipe in missing:
             console.print(f"failed before, and will be tried again: {reason}", highlight=False, markup=False)
 
 
-def _elsewhere(what: str, given: dict[str, Any]) -> None:
-    """Compute what is not made of training runs, or say which command does."""
+def _refuse_idle(what: str, given: dict[str, Any]) -> None:
+    """Refuse options that have no effect on what is asked for."""
+    names, why = IDLE.get(what, ((), ""))
     usual = inspect.signature(reproduce).parameters
-    plain = all(value == usual[name].default for name, value in given.items())
-    command = COMPUTED_ELSEWHERE[what]
-    if not plain or command != "sparseirm theory":
-        raise SettingError(
-            f"{what} is no grid of runs but computed by another command, with flags of its own: {command}"
-        )
-    theory()
+    for name in names:
+        if given[name] != usual[name].default:
+            raise SettingError(
+                f"`{name}` has no effect on {what}, which {why}; got {given[name]}. Leave it out."
+            )
+
+
+def _ask(
+    cells: Sequence[Cell],
+    seeds: tuple[int, ...],
+    settings: str,
+    precision: str,
+    data_root: str | None,
+    store: Path,
+    workers: int | None,
+) -> None:
+    """Train the networks of cells, which differ in method and penalty, and ask what they know."""
+    common = replace(
+        cells[0].recipe(settings, precision=precision), method=DEFAULT.method, penalty=DEFAULT.penalty
+    )
+    methods, penalties = (
+        {getattr(cell, name).lower(): 0 for cell in cells} for name in ("method", "penalty")
+    )
+    ablation(
+        common,
+        methods=(*methods,),
+        penalties=(*penalties,),
+        seeds=seeds,
+        densities=(),
+        data_root=data_root,
+        store=store,
+        workers=workers,
+    )

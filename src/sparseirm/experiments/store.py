@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from sparseirm.core import SettingError
-from sparseirm.files import locked, read_json, remove_parts, write_json
+from sparseirm.files import is_locked, locked, read_json, remove_parts, write_json
 from sparseirm.recipe import Recipe
 from sparseirm.runs import RESULTS, Result, environment
 
@@ -97,6 +97,10 @@ class Store:
                 for kind in ("runs", "failed"):
                     remove_parts(self._path(kind, recipe))
             yield folder if mine else None
+
+    def claimed(self, recipe: Recipe) -> bool:
+        """Whether a process has a run at this moment (see `claim`); false as soon as it ends, or dies."""
+        return is_locked(self._work(recipe) / "lock")
 
     def beat(self, recipe: Recipe, step: int, total: int) -> None:
         """Say that a run is alive and how far it is; to be called under its `claim`."""

@@ -29,12 +29,18 @@ MOST_LOSSES = 10
 PAUSE, BEAT = 0.1, 2.0
 """Seconds between two looks at the executor, and between two signs of life of a run."""
 
+OVER = "not started: the time budget is used up"
+
 _TURN = threading.Lock()
 """One run at a time in a process: generators and settings of PyTorch belong to the process."""
 
 
 class Postponed(str):
     """Why a run was left for another time: no failure, and nothing is recorded."""
+
+
+class Elsewhere(Postponed):
+    """A run that another process has; to be waited for."""
 
 
 class OutOfTime(KeyboardInterrupt):
@@ -73,6 +79,8 @@ def sweep(
 ) -> list[Result | None]:
     """Results of all recipes, in their order: from the store, or run now, longest first.
 
+    Runs that another sweep on the same store has are waited for, and carried out here if it dies.
+
     Args:
         recipes: what to run; finished ones cost nothing.
         store: where results are looked up and kept; the executor's processes must see it too.
@@ -80,11 +88,12 @@ def sweep(
         data_root: folder of the data files, where the runs are carried out.
         on_done: called after every run that was missing, with its recipe and why it still has no result, or
             None; a reason that is no failure is `Postponed`.
-        time_budget: seconds after which no run is started, and runs in flight stop at a checkpoint.
+        time_budget: seconds after which no run is started or waited for, and runs in flight stop at a
+            checkpoint.
         watch: called about once a second, and at the end.
 
     Returns:
-        One result per recipe; None for one that failed, was not started, or is in another's hands.
+        One result per recipe; None for one that failed, or was left for another time.
 
     Raises:
         SettingError: if a recipe cannot be resolved (before anything runs), a stored result is damaged, or
@@ -101,10 +110,12 @@ def sweep(
     work.begin({recipe.key: recipe for recipe in wanted})
     look = 0.0
     try:
-        while work.flights:
+        while work.flights or work.waiting:
             for recipe, failure in work.landed():
                 on_done(recipe, failure)
             if time.monotonic() >= look:
+                for recipe, failure in work.depart():
+                    on_done(recipe, failure)
                 watch(work.progress())
                 look = time.monotonic() + 1
             time.sleep(PAUSE)
@@ -144,10 +155,10 @@ def carry_out(
     store = Store(root)
     with _TURN:
         if deadline is not None and time.time() > deadline:
-            return Postponed("not started: the time budget is used up")
+            return Postponed(OVER)
         with store.claim(recipe) as folder:
             if folder is None:
-                return None if store.get(recipe) else Postponed("not started: another process is running it")
+                return Elsewhere("another process is running it")
             try:
                 if store.get(recipe) is None:
                     pulse = _pulse(store, recipe, deadline)
@@ -179,7 +190,7 @@ def _pulse(store: Store, recipe: Recipe, deadline: float | None) -> Callable[[Re
 
 @dataclass
 class _Work:
-    """Runs in flight, and what has become of the others."""
+    """Runs in flight, those that are yet to be started here or end elsewhere, and what became of others."""
 
     store: Store
     executor: Submitter
@@ -187,6 +198,7 @@ class _Work:
     deadline: float | None
     total: int = 0
     called_off: bool = False
+    waiting: dict[str, Recipe] = field(default_factory=dict)
     flights: dict[str, tuple[Recipe, Handle]] = field(default_factory=dict)
     losses: Counter[str] = field(default_factory=Counter)
     counts: Counter[str] = field(default_factory=Counter)
@@ -197,12 +209,30 @@ class _Work:
         missing = [recipe for recipe in wanted.values() if self.store.get(recipe) is None]
         if missing:
             self.estimates = Estimates.of(self.store.all())
-        for recipe in sorted(missing, key=self._length, reverse=True):
-            self._start(recipe)
+        self.waiting = {r.key: r for r in sorted(missing, key=self._length, reverse=True)}
+
+    @property
+    def late(self) -> bool:
+        return self.deadline is not None and time.time() > self.deadline
+
+    def depart(self) -> Iterator[tuple[Recipe, str | None]]:
+        """Start what waits and nobody else has; runs that have a result by now, or are out of time."""
+        for key, recipe in list(self.waiting.items()):
+            claimed = self.store.claimed(recipe)
+            if claimed and not self.late:
+                continue
+            del self.waiting[key]
+            if self.store.get(recipe):
+                yield recipe, self._recorded(recipe, None)
+            elif self.late:
+                also = ", and another process is running it" if claimed else ""
+                yield recipe, self._recorded(recipe, Postponed(f"{OVER}{also}"))
+            else:
+                self._start(recipe)
 
     def landed(self) -> Iterator[tuple[Recipe, str | None]]:
         """Runs that have ended since the last call, and why they have no result."""
-        if self.deadline is not None and time.time() > self.deadline and not self.called_off:
+        if self.late and not self.called_off:
             self.called_off = True
             self.cancel()
         for key, (recipe, handle) in list(self.flights.items()):
@@ -211,24 +241,27 @@ class _Work:
                 try:
                     failure = handle.result()
                 except CancelledError:
-                    failure = Postponed("not started: the time budget is used up")
+                    failure = Postponed(OVER)
                 except Exception as error:
                     if self._again(recipe):
                         continue
                     failure = f"the executor gave it up: {type(error).__name__}: {error}"
                     self.store.fail(recipe, failure)
+                if isinstance(failure, Elsewhere):
+                    self.waiting[key] = recipe
+                    continue
                 yield recipe, self._recorded(recipe, failure)
 
     def progress(self) -> Progress:
         running, left = [], 0.0
-        for recipe, _ in self.flights.values():
+        for recipe in [*self.waiting.values(), *(recipe for recipe, _ in self.flights.values())]:
             over = self.store.over(recipe)
             if over is not None:
                 running.append((recipe, over))
             left += (1 - (over or 0)) * (self.estimates.seconds(recipe) or math.nan)
         seconds = None if math.isnan(left) else left / max(1, len(running))
         failed, postponed = self.counts["failed"], self.counts["postponed"]
-        done = self.total - len(self.flights) - failed - postponed
+        done = self.total - len(self.waiting) - len(self.flights) - failed - postponed
         return Progress(self.total, done, failed, postponed, running, seconds)
 
     def cancel(self) -> None:

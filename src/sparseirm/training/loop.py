@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -79,7 +80,7 @@ def train(
         shrinking.begin()
     with global_draws(state.weights.device) as seed_all, fast_matmul(), kept_memory(batches.nbytes):
         while state.step < plan.steps:
-            if at_rest(state, sparsifier, plan):
+            if not state.buffers and at_rest(state.step, sparsifier, plan):
                 state.step = plan.steps - 1  # the last step is taken all the same, for its record
             noise = generator(seed, "step", state.step, device=state.weights.device)
             now = Moment(state.step, plan.steps, noise)
@@ -100,14 +101,19 @@ def train(
     return state
 
 
-def at_rest(state: State, sparsifier: Sparsifier, plan: Plan) -> bool:
-    """Whether no step to come changes the network: no learning rate, a final mask, no running statistics.
+def at_rest(step: int, sparsifier: Sparsifier, plan: Plan) -> bool:
+    """Whether from this step on nothing changes a network without running statistics: no rate, a final mask.
 
     Once the learning rate is zero it stays so. What steps still change then are averages of the optimiser,
     of which no further use is made.
     """
-    final = state.step / plan.steps >= final_from(sparsifier)
-    return final and plan.lr_at(state.step) == 0 and not state.buffers
+    return step / plan.steps >= final_from(sparsifier) and plan.lr_at(step) == 0
+
+
+def steps_taken(sparsifier: Sparsifier, plan: Plan) -> int:
+    """How many of its steps `train` takes with a network without running statistics, the last among them."""
+    resting = bisect_left(range(plan.steps), True, key=lambda step: at_rest(step, sparsifier, plan))
+    return min(resting + 1, plan.steps)
 
 
 def forward(
