@@ -36,7 +36,7 @@ def draw(report: AblationReport, path: Path) -> Path:
 
 
 def maps(report: AblationReport) -> Figure:
-    """Draw Figure 4 of the paper alone: how far each unit moves when the attribute of an image is exchanged."""
+    """Figure 4 of the paper alone: how far each unit moves when the attribute is exchanged."""
     figure = Figure(figsize=(2.2 * len(_labels(report)) + 0.8, 4.0), layout="constrained")
     _maps(figure, report)
     return figure
@@ -69,7 +69,9 @@ def _maps(figure: matplotlib.figure.FigureBase, report: AblationReport) -> None:
         axes.set(xticks=[], yticks=[])
         axes.set_title(f"{reading.label}\nmean of all images {reading.moved:.2g}", fontsize=10)
     figure.colorbar(picture, ax=panels, shrink=0.8)
-    figure.suptitle(f"|difference| of each unit when the {report.attribute} of one image is exchanged", fontsize=11)
+    figure.suptitle(
+        f"|difference| of each unit when the {report.attribute} of one image is exchanged", fontsize=11
+    )
 
 
 def _probe(axes: Axes, report: AblationReport, labels: list[str]) -> None:

@@ -86,9 +86,9 @@ class Finding:
     def outcome(self) -> str:
         """How the mean compares with the paper's number, in a word or two.
 
-        By its 95 % interval: ``above``, ``below``, ``within``, or ``not distinguishable`` if half of it is more
-        than `NARROW`. Otherwise ``one seed``, ``collapsed`` (any run), ``not run``, ``not available``; nothing
-        if the paper has no number.
+        By its 95 % interval: ``above``, ``below``, ``within``, or ``not distinguishable`` if it holds the
+        number but half of it is more than `NARROW`. Otherwise ``collapsed`` (any run), ``one seed``,
+        ``not run``, ``not available``; nothing if the paper has no number.
         """
         if not self.results:
             return "not available" if self.cell.missing else "not run"
@@ -116,7 +116,7 @@ class Finding:
 
     @property
     def deviates(self) -> bool:
-        """Whether its interval excludes the paper's number, its mean is `FAR` from it, or a run has collapsed."""
+        """Whether the interval excludes the paper's number, the mean is `FAR` off, or a run has collapsed."""
         far = self.gap is not None and abs(self.gap.mean) > FAR
         return far or self.outcome in ("above", "below", "collapsed")
 

@@ -14,7 +14,7 @@ WIDE, NEAR = 640, 3.0
 """The width at which, and the points of accuracy within which SparseIRM should be as good as the Oracle."""
 
 GOAL = 20
-"""In how many of the paper's 24 cells of each penalty SparseIRM should reach its number, and beat dense IRM."""
+"""In how many of the 24 cells of a penalty SparseIRM should reach the paper's number and beat dense IRM."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,9 @@ def claims(findings: Sequence[Finding]) -> list[Claim]:
         oracle = f"{name} at width {WIDE} is less than {NEAR:g} points below our own Oracle"
         made += [
             _claim(f"{name} reaches the paper's number", mine, _to_paper, 0.0, GOAL),
-            _claim(f"{name} is better than dense IRM on the same seeds", mine, beside("IRM", penalty), 0.0, GOAL),
+            _claim(
+                f"{name} is better than dense IRM on the same seeds", mine, beside("IRM", penalty), 0.0, GOAL
+            ),
             _claim(oracle, wide, beside("Oracle", ""), -NEAR),
         ]
     return made

@@ -14,9 +14,7 @@ from markupsafe import Markup
 
 from sparseirm.core import SettingError
 from sparseirm.evaluation.selection import RULES
-from sparseirm.experiments.ablation import sheets as ablation_sheets
-from sparseirm.experiments.ablation_figure import maps
-from sparseirm.experiments.ablation_study import AblationReport
+from sparseirm.experiments.appendix import ablation, settings, theory
 from sparseirm.experiments.beside_paper import (
     FAR,
     NARROW,
@@ -31,17 +29,14 @@ from sparseirm.experiments.charts import against_width, trajectory
 from sparseirm.experiments.claims import PENALTIES, claims
 from sparseirm.experiments.deviations import address, read, unexplained
 from sparseirm.experiments.figures import saved
-from sparseirm.experiments.grids import GRIDS, PRECISION, published
+from sparseirm.experiments.grids import GRIDS, PRECISION
 from sparseirm.experiments.progress import duration
 from sparseirm.experiments.rules import Chosen
-from sparseirm.experiments.sheets import Sheet as Words
 from sparseirm.experiments.statistics import Figures
 from sparseirm.experiments.store import Store
 from sparseirm.experiments.summary import summary
 from sparseirm.experiments.tables import COLLAPSED, collapsed, label, source_notes
-from sparseirm.experiments.theory_study import TheoryReport
-from sparseirm.experiments.theory_tables import sheets as theory_sheets
-from sparseirm.files import read_json, write_bytes
+from sparseirm.files import write_bytes
 from sparseirm.methods import SETTINGS
 from sparseirm.recipe import Recipe
 from sparseirm.report import render, svg
@@ -56,14 +51,14 @@ TRAINING = GRIDS["table7"]
 STAGES = "dense training, finding the mask, training anew"
 
 DISCLOSURE = (
-    "Before the present settings were chosen, figures of a candidate and four earlier choices had been seen on cells of "
-    "these tables (ColoredMNIST, 20,000 samples, width 390), and tuning on other problems went on because they "
-    "were too low; docs/tuning.md lists them."
+    "Before the present settings were chosen, figures of a candidate and four earlier choices had been seen on "
+    "cells of these tables (ColoredMNIST, 20,000 samples, width 390), and tuning on other problems went on "
+    "because they were too low; docs/tuning.md lists them."
 )
 
 DEVIATING = (
-    "Listed are cells under our settings whose 95 % interval excludes the paper's number, cells with collapsed "
-    f"runs, and cells with one seed or a wide interval that are more than {FAR:g} points from it."
+    "Listed are cells under our settings whose 95 % interval excludes the paper's number, cells with "
+    f"collapsed runs, and cells with one seed or a wide interval that are more than {FAR:g} points from it."
 )
 
 HERE = Path(__file__)
@@ -94,8 +89,8 @@ def report(store: Path = Path("results"), out: Path = Path("out/report"), precis
     study = Study(results, precision)
     findings = found(study)
     shown = content(study, findings, place)
-    drawn = [*shown["charts"], *shown["maps"], *(chart for _, ways in shown["paths"] for chart in ways)]
-    for chart in drawn:
+    paths = [chart for _, ways in shown["paths"] for chart in ways]
+    for chart in [*shown["charts"], *paths, *shown["ablation"].get("charts", ())]:
         saved(chart["figure"], out / chart["file"])
     write_bytes(out / "summary.csv", summary(findings).encode())
     write_bytes(out / "report.md", render(HERE.with_name("report.md"), **shown))
@@ -116,14 +111,10 @@ def content(study: Study, findings: list[Finding], store: Store) -> dict[str, An
     run = [finding for finding in findings if finding.results]
     told = [text for text in read(store.root / "deviations") if any(map(text.about, run))]
     shown = sheets(findings)
-    probed, theory = (store.root / name / f"{name}.json" for name in ("ablation", "theory"))
-    asked = AblationReport.from_json(read_json(probed)) if probed.exists() else None
-    computed = TheoryReport.from_json(read_json(theory)) if theory.exists() else None
     return {
         "disclosure": DISCLOSURE,
         "deviating": DEVIATING,
-        "precision": study.precision,
-        "settings": _settings(),
+        "settings": settings(study.precision),
         "cards": _cards(study.results, findings),
         "claims": claims(findings),
         "mark": COLLAPSED,
@@ -137,15 +128,12 @@ def content(study: Study, findings: list[Finding], store: Store) -> dict[str, An
         "svg": svg,
         "plain": _plain,
         "rules": RULES,
-        "by_rule": [(sheet, _fullest(sheet), _by_rule(sheet)) for sheet in sheets(run)],
+        "by_rule": [_by_rule(sheet) for sheet in sheets(run)],
         "refusals": sorted({chosen.refusal for f in run for chosen in f.rules if chosen.refusal}),
         "pairs": [(sheet, gaps) for sheet in shown if (gaps := _pairs(sheet))],
         "paths": [_paths(sheet) for sheet in sheets(run)],
-        "ablation": _ablation(asked) if asked else [],
-        "ablated": asked and _in_words(asked.recipe),
-        "maps": [_map(asked)] if asked else [],
-        "theory": theory_sheets(computed) if computed else [],
-        "quick": computed is not None and computed.quick,
+        "ablation": ablation(store.root / "ablation" / "ablation.json"),
+        "theory": theory(store.root / "theory" / "theory.json"),
         "deviations": told,
         "untold": unexplained(run, told),
         "others": [_other(group) for group in study.others(findings)],
@@ -172,26 +160,8 @@ def _cards(results: Sequence[Result], findings: Sequence[Finding]) -> list[tuple
     ]
 
 
-def _settings() -> Words:
-    """The named settings beside each other, as runs of SparseIRM resolve them."""
-    runs = {name: Recipe(data="colored_mnist", settings=name).resolved() for name in SETTINGS}
-    runs["ours, ten classes"] = Recipe(data="full_colored_mnist").resolved()
-    said = [vars(run) | run.sparsifier_options for run in runs.values()]
-    names = [name for name in SETTINGS["ours"] if name not in ("width", "sparsifier_options")]
-    rows = [
-        (name, *(_value(each.get(name)) for each in said))
-        for name in (*names, *runs["ours"].sparsifier_options)
-        if any(each.get(name) is not None for each in said)
-    ]
-    return Words("Settings", "", ("setting", *runs), tuple(rows))
-
-
-def _value(value: object) -> str:
-    return "–" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
-
-
 def _in_training(study: Study, findings: Sequence[Finding]) -> list[Finding]:
-    """The cells of Table 7, of which there are runs under the same settings."""
+    """The cells of Table 7, which are among those of Table 2, by their training accuracy."""
     cells = TRAINING.cells
     return [replace(finding, split=TRAINING.split) for finding in findings if finding.cell in cells]
 
@@ -217,9 +187,10 @@ def _fullest(sheet: Sheet) -> int | None:
     return max(sheet.widths, key=lambda width: (n_runs[width], width or 0))
 
 
-def _by_rule(sheet: Sheet) -> list[dict[str, Any]]:
-    """What each rule reports of every method at the width with the most runs."""
-    width, lines = _fullest(sheet), []
+def _by_rule(sheet: Sheet) -> tuple[Sheet, int | None, list[str], list[dict[str, Any]]]:
+    """What rules report of every method at the width with the most runs, and which of them can be applied."""
+    width = _fullest(sheet)
+    lines: list[dict[str, Any]] = []
     for name, row in sheet.rows.items():
         if width in row and row[width].results:
             chosen = {one.rule: one for one in row[width].rules if one.points}
@@ -230,17 +201,20 @@ def _by_rule(sheet: Sheet) -> list[dict[str, Any]]:
                     "seeds": len(row[width].results),
                     "evaluated": " to ".join(map(str, sorted({min(evaluated), max(evaluated)}))),
                     "chosen": chosen,
-                    "gain": _gain(chosen["oracle"], chosen["last"]),
+                    "gain": _gain(chosen),
                 }
             )
-    return lines
+    return sheet, width, [rule for rule in RULES if any(rule in line["chosen"] for line in lines)], lines
 
 
-def _gain(best: Chosen, last: Chosen) -> Difference:
+def _gain(chosen: Mapping[str, Chosen]) -> Difference | None:
     """What the best step would have added to the last one, run by run."""
-    tests = (chosen.accuracy("test").values for chosen in (best, last))
-    gains = tuple(one - other for one, other in zip(*tests, strict=True))
-    return Difference(Figures(gains), not best.collapsed and not last.collapsed)
+    both = [chosen[rule] for rule in ("oracle", "last") if rule in chosen]
+    if len(both) < 2:
+        return None
+    tests = (one.accuracy("test").values for one in both)
+    gains = Figures(tuple(best - last for best, last in zip(*tests, strict=True)))
+    return Difference(gains, not any(one.collapsed for one in both))
 
 
 def _pairs(sheet: Sheet) -> dict[str, dict[int | None, Difference | None]]:
@@ -258,52 +232,26 @@ def _pairs(sheet: Sheet) -> dict[str, dict[int | None, Difference | None]]:
 
 
 def _paths(sheet: Sheet) -> tuple[str, list[dict[str, Any]]]:
-    """Trajectories of every method at the width with the most runs."""
-    width = _fullest(sheet)
-    shown = {name: row[width].results.values() for name, row in sheet.rows.items() if width in row}
-    title = f"{sheet.title}, width {width}" if width else sheet.title
-    about = f"trajectory {sheet.data} {sheet.n_train or ''} {sheet.model}"
-    return title, [
-        {
-            "figure": trajectory([*results]),
-            "file": f"figures/{_slug(f'{about} {name}')}.svg",
-            "caption": name + _stages([*results][0]),
-        }
-        for name, results in shown.items()
-        if results
-    ]
+    """Trajectories of every method at the width with the most runs, or its own where it has none there."""
+    width, ways = _fullest(sheet), []
+    for name, row in sheet.rows.items():
+        finding = max(row.values(), key=lambda f: (f.cell.width == width and bool(f.results), len(f.results)))
+        if results := [*finding.results.values()]:
+            about = f"trajectory {sheet.data} {sheet.n_train or ''} {sheet.model} {name}"
+            elsewhere = "" if finding.cell.width == width else f", width {finding.cell.width}"
+            ways.append(
+                {
+                    "figure": trajectory(results),
+                    "file": f"figures/{_slug(about)}.svg",
+                    "caption": name + elsewhere + _stages(results[0]),
+                }
+            )
+    return f"{sheet.title}, width {width}" if width else sheet.title, ways
 
 
 def _stages(result: Result) -> str:
     """What the vertical lines in a trajectory part, if there are any."""
     return f"; the vertical lines part its stages: {STAGES}" if result.recipe.stage_lengths else ""
-
-
-def _ablation(report: AblationReport) -> list[Words]:
-    """The tables of an ablation, the first with the paper's numbers of Table 4 beside ours."""
-    probe, *others = ablation_sheets(report).values()
-    paper: dict[str, dict[str, str]] = {}
-    for row in published():
-        if row["table"] == "table4":
-            value = " ± ".join(filter(None, (row["value"], row["std"])))
-            paper.setdefault(f"{row['method']} ({row['penalty']})", {})[row["split"]] = value
-    lines = (
-        (*row, *(paper.get(row[0], {}).get(split, "–") for split in ("train", "test"))) for row in probe.rows
-    )
-    headings = (*probe.headings, "paper, seen", "paper, fresh")
-    return [replace(probe, headings=headings, rows=tuple(lines)), *others]
-
-
-def _map(report: AblationReport) -> dict[str, Any]:
-    """Figure 4 of the paper."""
-    caption = f"Each square is a unit: how far it moves when the {report.attribute} of one image is exchanged"
-    return {"figure": maps(report), "file": "figures/exchange.svg", "caption": caption}
-
-
-def _in_words(recipe: Mapping[str, Any]) -> str:
-    """What a recipe, as plain data, says of the data and the network."""
-    names = ("data", "n_train", "model", "width", "precision")
-    return ", ".join(f"{name} {recipe[name]}" for name in names if recipe.get(name) is not None)
 
 
 def _other(group: list[Result]) -> dict[str, Any]:
