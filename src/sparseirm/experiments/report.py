@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -51,9 +51,9 @@ TRAINING = GRIDS["table7"]
 STAGES = "dense training, finding the mask, training anew"
 
 DISCLOSURE = (
-    "Before the present settings were chosen, figures of a candidate and four earlier choices had been seen on "
-    "cells of these tables (ColoredMNIST, 20,000 samples, width 390), and tuning on other problems went on "
-    "because they were too low; docs/tuning.md lists them."
+    "Before the present settings were chosen, figures of a candidate and four earlier choices had been seen "
+    "on cells of these tables (ColoredMNIST, 20,000 samples, width 390), and tuning on other problems went "
+    "on because they were too low; docs/tuning.md lists them."
 )
 
 DEVIATING = (
@@ -201,20 +201,17 @@ def _by_rule(sheet: Sheet) -> tuple[Sheet, int | None, list[str], list[dict[str,
                     "seeds": len(row[width].results),
                     "evaluated": " to ".join(map(str, sorted({min(evaluated), max(evaluated)}))),
                     "chosen": chosen,
-                    "gain": _gain(chosen),
+                    "gain": _gain(chosen["oracle"], chosen["last"]),
                 }
             )
     return sheet, width, [rule for rule in RULES if any(rule in line["chosen"] for line in lines)], lines
 
 
-def _gain(chosen: Mapping[str, Chosen]) -> Difference | None:
+def _gain(best: Chosen, last: Chosen) -> Difference:
     """What the best step would have added to the last one, run by run."""
-    both = [chosen[rule] for rule in ("oracle", "last") if rule in chosen]
-    if len(both) < 2:
-        return None
-    tests = (one.accuracy("test").values for one in both)
-    gains = Figures(tuple(best - last for best, last in zip(*tests, strict=True)))
-    return Difference(gains, not any(one.collapsed for one in both))
+    tests = (chosen.accuracy("test").values for chosen in (best, last))
+    gains = Figures(tuple(one - other for one, other in zip(*tests, strict=True)))
+    return Difference(gains, not best.collapsed and not last.collapsed)
 
 
 def _pairs(sheet: Sheet) -> dict[str, dict[int | None, Difference | None]]:
