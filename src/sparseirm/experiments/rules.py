@@ -14,7 +14,7 @@ from sparseirm.runs import Point, Result
 
 LEGEND = (
     "by rule, in percent: test accuracy, mean ± standard deviation over seeds (mean in training); "
-    f"{COLLAPSED} holds a collapsed run"
+    f"{COLLAPSED} includes a collapsed run"
 )
 """What `table` shows."""
 
