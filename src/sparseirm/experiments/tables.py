@@ -103,7 +103,9 @@ def markdown_table(headings: Sequence[str], lines: Iterable[Sequence[str]]) -> s
 def notes(table: Sequence[Row]) -> list[str]:
     """What one should know about rows: what `COLLAPSED` means, and each `Result.source_note` once."""
     marked = any(row.tested.endswith(COLLAPSED) for row in table)
-    words = f"{COLLAPSED} includes a collapsed run, near chance in training, whose test accuracy means nothing"
+    words = (
+        f"{COLLAPSED} includes a collapsed run, near chance in training, whose test accuracy means nothing"
+    )
     return [words] * marked + source_notes(result for row in table for result in row.results)
 
 
