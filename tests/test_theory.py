@@ -322,3 +322,4 @@ def test_the_command_writes_table_figure_and_numbers(
     assert (tmp_path / "out" / "theory.svg").read_text().startswith("<?xml")
     assert numbers["identified"][0]["case"]["sem"] == "half_spurious" and numbers["quick"]
     assert len(numbers["identified"][0]["breaks"]) == 10
+    assert sheets(study.TheoryReport.from_json(numbers)) == sheets(report)

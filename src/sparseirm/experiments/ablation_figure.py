@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sparseirm.experiments.ablation_study import AblationReport, Reading
+from sparseirm.experiments.ablation_study import AblationReport
 from sparseirm.experiments.figures import COLOURS, saved
 
 
@@ -24,16 +24,26 @@ def draw(report: AblationReport, path: Path) -> Path:
     Returns:
         ``path``.
     """
-    labels = list(dict.fromkeys(reading.label for reading in report.readings))
+    labels = _labels(report)
     figure = Figure(figsize=(max(9.0, 2.6 * len(labels)), 8.4), layout="constrained")
     figure.suptitle(f"What the representation knows about the {report.attribute}", fontsize=13)
     top, bottom = np.asarray(figure.subfigures(2, 1, height_ratios=[1.25, 1], hspace=0.05))
-    first = [next(reading for reading in report.readings if reading.label == name) for name in labels]
-    _maps(top, first, report.attribute)
+    _maps(top, report)
     left, right = bottom.subplots(1, 2)
     _probe(left, report, labels)
     _densities(right, report)
     return saved(figure, path, dpi=110)
+
+
+def maps(report: AblationReport) -> Figure:
+    """Figure 4 of the paper alone: how far each unit moves when the attribute is exchanged."""
+    figure = Figure(figsize=(2.2 * len(_labels(report)) + 0.8, 4.0), layout="constrained")
+    _maps(figure, report)
+    return figure
+
+
+def _labels(report: AblationReport) -> list[str]:
+    return list(dict.fromkeys(reading.label for reading in report.readings))
 
 
 def rectangle(h: int) -> tuple[int, int]:
@@ -46,8 +56,9 @@ def rectangle(h: int) -> tuple[int, int]:
     return h // columns, columns
 
 
-def _maps(figure: matplotlib.figure.SubFigure, first: list[Reading], attribute: str) -> None:
-    """How far every unit moves for one image, on one scale for all methods."""
+def _maps(figure: matplotlib.figure.FigureBase, report: AblationReport) -> None:
+    """How far every unit moves for one image, on one scale for all methods; of each the first seed."""
+    first = [next(r for r in report.readings if r.label == name) for name in _labels(report)]
     highest = max(max(reading.units) for reading in first) or 1.0
     panels = figure.subplots(1, len(first), squeeze=False)[0]
     for axes, reading in zip(panels, first, strict=True):
@@ -58,7 +69,9 @@ def _maps(figure: matplotlib.figure.SubFigure, first: list[Reading], attribute: 
         axes.set(xticks=[], yticks=[])
         axes.set_title(f"{reading.label}\nmean of all images {reading.moved:.2g}", fontsize=10)
     figure.colorbar(picture, ax=panels, shrink=0.8)
-    figure.suptitle(f"|difference| of each unit when the {attribute} of one image is exchanged", fontsize=11)
+    figure.suptitle(
+        f"|difference| of each unit when the {report.attribute} of one image is exchanged", fontsize=11
+    )
 
 
 def _probe(axes: Axes, report: AblationReport, labels: list[str]) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from sparseirm.experiments.beside_paper import Finding
 from sparseirm.experiments.figures import accuracy, over_steps
@@ -25,6 +26,7 @@ COLOURS = {
 """One colour per method that shows on light and dark pages."""
 
 SPLITS = {"train": "#8b93a3", "val": "#c58a00", "test": "#d9485f"}
+SHOWN = ("test", "train")
 SIZE = (3.7, 3.0)
 
 
@@ -36,8 +38,9 @@ def against_width(findings: Iterable[Finding], split: str) -> Figure:
         split: ``train`` or ``test``.
 
     Returns:
-        The figure; a cross is a cell most of whose runs have collapsed.
+        The figure, whose limits are the same for both splits; a cross is a cell with a collapsed run.
     """
+    findings = [*findings]
     rows: dict[str, list[Finding]] = {}
     for finding in findings:
         rows.setdefault(finding.cell.method, []).append(finding)
@@ -48,11 +51,22 @@ def against_width(findings: Iterable[Finding], split: str) -> Figure:
     widths = sorted({f.cell.width for row in rows.values() for f in row if f.cell.width})
     axes.set_xticks(widths, [str(width) for width in widths], fontsize=8)
     axes.set_xlim(min(widths) - 25, max(widths) + 25)
+    axes.set_ylim(*_limits(findings))
     _frame(axes, f"{split} accuracy, %", "width")
-    handles, labels = axes.get_legend_handles_labels()
-    columns = math.ceil(len(labels) / 2)
-    figure.legend(handles, labels, loc="outside upper center", ncols=columns, frameon=False, fontsize=8)
+    handles, _ = axes.get_legend_handles_labels()
+    if any(finding.published(split) is not None for finding in findings):
+        handles.append(Line2D([], [], ls="--", lw=1, color="#8b93a3", label="the paper's"))
+    columns = math.ceil(len(handles) / 2)
+    figure.legend(handles=handles, loc="outside upper center", ncols=columns, frameon=False, fontsize=8)
     return figure
+
+
+def _limits(findings: Sequence[Finding]) -> tuple[float, float]:
+    """From the lowest to the highest accuracy in training and test, ours with intervals and the paper's."""
+    shown = [v for f in findings for split in SHOWN if (v := f.published(split)) is not None]
+    ours = [figures for f in findings for split in SHOWN if (figures := f.accuracy(split))]
+    shown += [end for figures in ours for end in figures.interval or (figures.mean,)]
+    return max(0.0, min(shown) - 2), min(102.0, max(shown) + 2)
 
 
 def _line(axes: Axes, row: Sequence[Finding], split: str, colour: str, method: str) -> None:
@@ -64,7 +78,7 @@ def _line(axes: Axes, row: Sequence[Finding], split: str, colour: str, method: s
     x, y = [f.cell.width or 0 for f, _ in ours], [figures.mean for _, figures in ours]
     bars = [figures.half_width if figures.interval else 0.0 for _, figures in ours]
     axes.errorbar(x, y, bars, fmt="o-", color=colour, ms=4, lw=1.8, capsize=2, label=method)
-    lost = [2 * f.collapsed > len(f.results) for f, _ in ours]
+    lost = [f.collapsed > 0 for f, _ in ours]
     axes.plot(np.array(x)[lost], np.array(y)[lost], "x", color=colour, ms=9, mew=2)
 
 
@@ -72,7 +86,8 @@ def trajectory(results: Sequence[Result]) -> Figure:
     """Accuracy in training, on held-out samples of the training environments, and in the test, step by step.
 
     Args:
-        results: the same recipe with different seeds; thin lines are seeds, the thick one their mean.
+        results: the same recipe with different seeds; thin lines are seeds, the thick one their mean, and
+            vertical ones part the stages of a method that has several.
 
     Returns:
         The figure.
@@ -82,10 +97,18 @@ def trajectory(results: Sequence[Result]) -> Figure:
     for split, colour in SPLITS.items():
         if all(split in result.last for result in results):
             over_steps(axes, results, accuracy(split), colour, label=split)
+    for step in _borders(results[0]):
+        axes.axvline(step, color="#8b93a3", lw=0.8)
     axes.set_ylim(0, 102)
     _frame(axes, "accuracy, %", "step")
     axes.legend(fontsize=7.5, frameon=False, ncols=3, loc="lower right", handlelength=1.2, columnspacing=1)
     return figure
+
+
+def _borders(result: Result) -> list[float]:
+    """The steps at which a run goes from one stage to the next."""
+    ends = np.cumsum(result.recipe.stage_lengths or (1.0,))
+    return [float(end / ends[-1] * result.trajectory[-1].step) for end in ends[:-1]]
 
 
 def _frame(axes: Axes, vertical: str, horizontal: str) -> None:

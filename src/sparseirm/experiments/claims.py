@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from sparseirm.experiments.beside_paper import Finding, difference
-from sparseirm.experiments.statistics import Figures
+from sparseirm.experiments.beside_paper import Difference, Finding, difference
 
 PENALTIES = {"irmv1": "IRMv1", "rex": "REx"}
 """The penalties of the paper's tables, as they are written."""
 
 WIDE, NEAR = 640, 3.0
 """The width at which, and the points of accuracy within which SparseIRM should be as good as the Oracle."""
+
+GOAL = 20
+"""In how many of the 24 cells of a penalty SparseIRM should reach the paper's number and beat dense IRM."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Claim:
         sure: cells where it holds for the whole 95 % interval.
         tested: cells with runs that can tell.
         cells: all cells it speaks about.
+        goal: in how many of them it should hold, if we have set a goal.
     """
 
     words: str
@@ -32,12 +35,13 @@ class Claim:
     sure: int
     tested: int
     cells: int
+    goal: int | None = None
 
 
 def claims(findings: Sequence[Finding]) -> list[Claim]:
     """Three statements for each penalty, on the cells with a width, under our settings.
 
-    A cell most of whose runs have collapsed reaches nothing, whatever its test accuracy.
+    A cell with a collapsed run reaches nothing, whatever its test accuracy, nor does one beside such a cell.
 
     Args:
         findings: findings of all cells.
@@ -51,8 +55,8 @@ def claims(findings: Sequence[Finding]) -> list[Claim]:
         if f.settings == "ours" and f.cell.width
     }
 
-    def beside(method: str, penalty: str) -> Callable[[Finding], Figures | None]:
-        def gap(mine: Finding) -> Figures | None:
+    def beside(method: str, penalty: str) -> Callable[[Finding], Difference | None]:
+        def gap(mine: Finding) -> Difference | None:
             cell = mine.cell
             other = ours.get((cell.data, cell.n_train, cell.width, method, penalty))
             return difference(mine, other) if other else None
@@ -66,23 +70,27 @@ def claims(findings: Sequence[Finding]) -> list[Claim]:
         name = f"SparseIRM ({written})"
         oracle = f"{name} at width {WIDE} is less than {NEAR:g} points below our own Oracle"
         made += [
-            _claim(f"{name} reaches the paper's number", mine, _to_paper, 0.0),
-            _claim(f"{name} is better than dense IRM on the same seeds", mine, beside("IRM", penalty), 0.0),
+            _claim(f"{name} reaches the paper's number", mine, _to_paper, 0.0, GOAL),
+            _claim(
+                f"{name} is better than dense IRM on the same seeds", mine, beside("IRM", penalty), 0.0, GOAL
+            ),
             _claim(oracle, wide, beside("Oracle", ""), -NEAR),
         ]
     return made
 
 
-def _to_paper(finding: Finding) -> Figures | None:
-    test, paper = finding.accuracy("test"), finding.cell.test
-    return Figures(tuple(value - paper for value in test.values)) if test and paper is not None else None
+def _to_paper(finding: Finding) -> Difference | None:
+    return Difference(finding.gap, not finding.collapsed) if finding.gap else None
 
 
 def _claim(
-    words: str, findings: Sequence[Finding], gap: Callable[[Finding], Figures | None], least: float
+    words: str,
+    findings: Sequence[Finding],
+    gap: Callable[[Finding], Difference | None],
+    least: float,
+    goal: int | None = None,
 ) -> Claim:
-    gaps = [(finding, found) for finding in findings if (found := gap(finding))]
-    sound = [found for finding, found in gaps if 2 * finding.collapsed <= len(finding.results)]
-    reached = [found for found in sound if found.mean >= least]
-    sure = [found for found in reached if found.interval and found.interval[0] >= least]
-    return Claim(words, len(reached), len(sure), len(gaps), len(findings))
+    gaps = [found for finding in findings if (found := gap(finding))]
+    reached = [found.figures for found in gaps if found.sound and found.figures.mean >= least]
+    sure = [figures for figures in reached if figures.interval and figures.interval[0] >= least]
+    return Claim(words, len(reached), len(sure), len(gaps), len(findings), goal)

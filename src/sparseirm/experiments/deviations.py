@@ -67,11 +67,11 @@ def read(folder: Path) -> list[Deviation]:
 
 
 def unexplained(findings: Sequence[Finding], told: Sequence[Deviation]) -> list[Finding]:
-    """Findings under our settings that differ from the paper or have collapsed, and no text says why."""
+    """Findings under our settings that deviate (`Finding.deviates`), and no text says why."""
     return [
         finding
         for finding in findings
         if finding.settings == "ours"
-        and (finding.verdict[0] in ("bad", "odd") or finding.verdict[1].startswith("above"))
+        and finding.deviates
         and not any(deviation.about(finding) for deviation in told)
     ]

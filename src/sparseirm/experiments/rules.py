@@ -8,10 +8,14 @@ from dataclasses import dataclass, replace
 from sparseirm.core import SettingError
 from sparseirm.evaluation.selection import RULES, TWO_ENVIRONMENTS, best, leave_one_env_out, within_budget
 from sparseirm.experiments.statistics import Figures
+from sparseirm.experiments.tables import COLLAPSED, collapsed
 from sparseirm.recipe import Recipe
 from sparseirm.runs import Point, Result
 
-LEGEND = "by rule, in percent: test accuracy, mean ± standard deviation over seeds (mean in training)"
+LEGEND = (
+    "by rule, in percent: test accuracy, mean ± standard deviation over seeds (mean in training); "
+    f"{COLLAPSED} includes a collapsed run"
+)
 """What `table` shows."""
 
 Lookup = Callable[[Recipe], Result | None]
@@ -26,11 +30,13 @@ class Chosen:
         rule: its name, one of `RULES`.
         points: the evaluation it chooses in each run; empty if it is refused.
         refusal: why it cannot be applied, or empty.
+        collapsed: in how many runs the chosen evaluation is near chance in training.
     """
 
     rule: str
     points: tuple[Point, ...] = ()
     refusal: str = ""
+    collapsed: int = 0
 
     def accuracy(self, split: str) -> Figures:
         """Accuracy at the chosen steps, percent."""
@@ -83,14 +89,16 @@ def table(rows: Iterable[tuple[str, Sequence[Chosen]]]) -> tuple[tuple[str, ...]
 def _words(chosen: Chosen) -> str:
     if chosen.refusal:
         return "-"
-    return f"{chosen.accuracy('test')} ({chosen.accuracy('train').mean:.1f})"
+    mark = f" {COLLAPSED}" if chosen.collapsed else ""
+    return f"{chosen.accuracy('test')} ({chosen.accuracy('train').mean:.1f}){mark}"
 
 
 def _chosen(rule: str, results: Sequence[Result], lookup: Lookup) -> Chosen:
     try:
-        return Chosen(rule, tuple(_point(rule, result, lookup) for result in results))
+        points = tuple(_point(rule, result, lookup) for result in results)
     except SettingError as error:
         return Chosen(rule, refusal=str(error))
+    return Chosen(rule, points, collapsed=sum(map(collapsed, results, points)))
 
 
 def _point(rule: str, result: Result, lookup: Lookup) -> Point:

@@ -12,9 +12,9 @@ from sparseirm.experiments.rules import Chosen
 
 COLUMNS = (
     *("dataset", "n_train", "model", "width", "method", "penalty", "settings", "rule"),
-    *("seeds", "mean", "ci_low", "ci_high", "train_mean", "paper"),
+    *("seeds", "mean", "ci_low", "ci_high", "train_mean", "paper", "collapsed"),
 )
-"""Accuracies are percent; ``seeds`` is their number; one seed has no interval."""
+"""Accuracies are percent; ``seeds`` and ``collapsed`` are numbers of runs; one seed has no interval."""
 
 
 def summary(findings: Iterable[Finding]) -> str:
@@ -45,6 +45,7 @@ def _line(finding: Finding, chosen: Chosen) -> dict[str, Any]:
         "ci_high": _percent(high),
         "train_mean": _percent(chosen.accuracy("train").mean),
         "paper": cell.test,
+        "collapsed": chosen.collapsed,
     }
 
 

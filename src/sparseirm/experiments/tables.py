@@ -11,7 +11,7 @@ from sparseirm.experiments.statistics import Figures
 from sparseirm.methods import METHODS
 from sparseirm.recipe import Recipe
 from sparseirm.registry import lookup
-from sparseirm.runs import Result
+from sparseirm.runs import Point, Result
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Row:
 
     @property
     def tested(self) -> str:
-        """Test accuracy in words, with `COLLAPSED` where most runs have collapsed."""
-        mark = 2 * sum(map(collapsed, self.results)) > len(self.results)
+        """Test accuracy in words, with `COLLAPSED` where a run has collapsed."""
+        mark = any(map(collapsed, self.results))
         return f"{self.accuracy('test')} {COLLAPSED}" if mark else str(self.accuracy("test"))
 
 
@@ -49,13 +49,21 @@ COLLAPSED = "†"
 """What marks test accuracies that mean nothing."""
 
 
-def collapsed(result: Result) -> bool:
-    """Whether a run is near chance in training; its test accuracy then means nothing. Never on own images."""
-    recipe = result.recipe
+def collapsed(result: Result, at: Point | None = None) -> bool:
+    """Whether a run is near chance in training; its test accuracy then means nothing. Never on own images.
+
+    Args:
+        result: the run.
+        at: the evaluation that is judged; the last one by default.
+
+    Returns:
+        Whether it is.
+    """
+    recipe, train = result.recipe, (at or result.trajectory[-1]).scores["train"].accuracy
     if recipe.data in OWN:
         return False  # how many classes there are, and how noisy labels are, is not known
     guess, best = chance(recipe), 100 * (1 - (recipe.label_noise or 0.0))
-    return result.last["train"].accuracy < guess + NEAR_CHANCE * (best - guess)
+    return train < guess + NEAR_CHANCE * (best - guess)
 
 
 def chance(recipe: Recipe) -> float:
@@ -95,7 +103,9 @@ def markdown_table(headings: Sequence[str], lines: Iterable[Sequence[str]]) -> s
 def notes(table: Sequence[Row]) -> list[str]:
     """What one should know about rows: what `COLLAPSED` means, and each `Result.source_note` once."""
     marked = any(row.tested.endswith(COLLAPSED) for row in table)
-    words = f"{COLLAPSED} near chance in training: a collapsed run, whose test accuracy means nothing"
+    words = (
+        f"{COLLAPSED} includes a collapsed run, near chance in training, whose test accuracy means nothing"
+    )
     return [words] * marked + source_notes(result for row in table for result in row.results)
 
 

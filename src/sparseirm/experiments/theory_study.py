@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -408,6 +409,34 @@ class TheoryReport:
     weights: tuple[Identified, ...]
     discovery: tuple[Discovery, ...]
     seconds: dict[str, float]
+
+    @staticmethod
+    def from_json(payload: dict[str, Any]) -> TheoryReport:
+        """The report of a ``theory.json``."""
+        parts = _restored(payload)
+        return TheoryReport(
+            parts["quick"],
+            tuple(Interpolation(**each) for each in parts["interpolation"]),
+            tuple(map(_identified, parts["identified"])),
+            tuple(map(_identified, parts["weights"])),
+            tuple(Discovery(**each) for each in parts["discovery"]),
+            parts["seconds"],
+        )
+
+
+def _identified(parts: dict[str, Any]) -> Identified:
+    sems = {sem.__name__: sem for sem in (half_spurious, only_random)}
+    case = Case(**{**parts["case"], "sem": sems[parts["case"]["sem"]]})
+    return Identified(**{**parts, "case": case, "breaks": np.nan_to_num(parts["breaks"], nan=np.inf)})
+
+
+def _restored(value: Any) -> Any:
+    """Plain data with tuples for lists and NaN for None, within each other."""
+    if isinstance(value, dict):
+        return {name: _restored(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return tuple(map(_restored, value))
+    return math.nan if value is None else value
 
 
 def compute(quick: bool = False) -> TheoryReport:
