@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ from sparseirm.experiments import ablation as ablation_command
 from sparseirm.experiments import theory_tables
 from sparseirm.experiments.ablation_figure import maps
 from sparseirm.experiments.ablation_study import AblationReport
-from sparseirm.experiments.grids import published
 from sparseirm.experiments.sheets import Sheet
 from sparseirm.experiments.theory_study import TheoryReport
 from sparseirm.files import read_json
@@ -63,23 +61,9 @@ def ablation(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     report = AblationReport.from_json(read_json(path))
-    probe, *others = ablation_command.sheets(report).values()
     caption = f"Each square is a unit: how far it moves when the {report.attribute} of one image is exchanged"
     chart = {"figure": maps(report), "file": "figures/exchange.svg", "caption": caption}
-    return {"about": _in_words(report.recipe), "sheets": [_beside_paper(probe), *others], "charts": [chart]}
-
-
-def _beside_paper(probe: Sheet) -> Sheet:
-    """The probe's table with the columns of Table 4."""
-    paper: dict[str, dict[str, str]] = {}
-    for row in published():
-        if row["table"] == "table4":
-            value = " ± ".join(filter(None, (row["value"], row["std"])))
-            paper.setdefault(f"{row['method']} ({row['penalty']})", {})[row["split"]] = value
-    rows = [
-        (*row, *(paper.get(row[0], {}).get(split, "-") for split in ("train", "test"))) for row in probe.rows
-    ]
-    return replace(probe, headings=(*probe.headings, "paper, seen", "paper, fresh"), rows=tuple(rows))
+    return {"about": _in_words(report.recipe), "sheets": [*ablation_command.sheets(report).values()], "charts": [chart]}
 
 
 def _in_words(recipe: Mapping[str, Any]) -> str:

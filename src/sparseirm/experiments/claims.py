@@ -14,7 +14,7 @@ WIDE, NEAR = 640, 3.0
 """The width at which, and the points of accuracy within which SparseIRM should be as good as the Oracle."""
 
 GOAL = 20
-"""In how many of the 24 cells of a penalty SparseIRM should reach the paper's number and beat dense IRM."""
+"""In how many of the 24 cells of a penalty SparseIRM should reach the paper's number; other statements in all."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Claim:
         sure: cells where it holds for the whole 95 % interval.
         tested: cells with runs that can tell.
         cells: all cells it speaks about.
-        goal: in how many of them it should hold, if we have set a goal.
+        goal: in how many of them it should hold: what we set out for.
     """
 
     words: str
@@ -35,7 +35,7 @@ class Claim:
     sure: int
     tested: int
     cells: int
-    goal: int | None = None
+    goal: int
 
 
 def claims(findings: Sequence[Finding]) -> list[Claim]:
@@ -68,13 +68,12 @@ def claims(findings: Sequence[Finding]) -> list[Claim]:
         mine = [f for f in ours.values() if (f.cell.method, f.cell.penalty) == ("SparseIRM", penalty)]
         wide = [f for f in mine if f.cell.width == WIDE]
         name = f"SparseIRM ({written})"
+        dense = f"{name} is better than dense IRM on the same seeds"
         oracle = f"{name} at width {WIDE} is less than {NEAR:g} points below our own Oracle"
         made += [
             _claim(f"{name} reaches the paper's number", mine, _to_paper, 0.0, GOAL),
-            _claim(
-                f"{name} is better than dense IRM on the same seeds", mine, beside("IRM", penalty), 0.0, GOAL
-            ),
-            _claim(oracle, wide, beside("Oracle", ""), -NEAR),
+            _claim(dense, mine, beside("IRM", penalty), 0.0, len(mine)),
+            _claim(oracle, wide, beside("Oracle", ""), -NEAR, len(wide)),
         ]
     return made
 
@@ -88,7 +87,7 @@ def _claim(
     findings: Sequence[Finding],
     gap: Callable[[Finding], Difference | None],
     least: float,
-    goal: int | None = None,
+    goal: int,
 ) -> Claim:
     gaps = [found for finding in findings if (found := gap(finding))]
     reached = [found.figures for found in gaps if found.sound and found.figures.mean >= least]

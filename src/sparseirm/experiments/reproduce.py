@@ -50,7 +50,8 @@ IN_WORDS = {"test": ("the test", "training"), "train": ("training", "the test")}
 
 LEGEND = (
     "\nAccuracy in {} at the last step in percent, mean over seeds ± half its 95 % interval; the paper's\n"
-    "number, and if it is within our interval, or we are above or below; the same networks in {}."
+    "number, and if it is within our interval (not distinguishable, if that is wide), or we are above or\n"
+    "below; the same networks in {}."
 )
 
 
