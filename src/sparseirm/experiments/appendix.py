@@ -63,7 +63,11 @@ def ablation(path: Path) -> dict[str, Any]:
     report = AblationReport.from_json(read_json(path))
     caption = f"Each square is a unit: how far it moves when the {report.attribute} of one image is exchanged"
     chart = {"figure": maps(report), "file": "figures/exchange.svg", "caption": caption}
-    return {"about": _in_words(report.recipe), "sheets": [*ablation_command.sheets(report).values()], "charts": [chart]}
+    return {
+        "about": _in_words(report.recipe),
+        "sheets": [*ablation_command.sheets(report).values()],
+        "charts": [chart],
+    }
 
 
 def _in_words(recipe: Mapping[str, Any]) -> str:
