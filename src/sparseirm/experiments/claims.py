@@ -14,7 +14,7 @@ WIDE, NEAR = 640, 3.0
 """The width at which, and the points of accuracy within which SparseIRM should be as good as the Oracle."""
 
 GOAL = 20
-"""In how many of the 24 cells of a penalty SparseIRM should reach the paper's number; other statements in all."""
+"""In how many of the 24 cells of a penalty SparseIRM should reach the paper's number; others hold in all."""
 
 
 @dataclass(frozen=True)
