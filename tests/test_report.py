@@ -234,7 +234,7 @@ def test_a_comparison_holds_only_where_neither_side_has_a_collapsed_run() -> Non
         sound = not any(map(collapsed, dense))
         assert gap is not None and gap.sound == sound
         to_paper, better = claims(found(study))[3:5]
-        assert (better.reached, better.sure, better.tested, better.goal) == (sound, sound, 1, 1)
+        assert (better.reached, better.sure, better.tested, better.goal) == (sound, sound, 1, 24)
         assert to_paper.reached == 1
     lost = [*sparse[:2], result_of(SPARSE.recipe(), 80.0, 51.0, seed=2)]
     study = Study([*lost, *runs_of(DENSE, (30.0, 30.0, 30.0))])
