@@ -23,6 +23,7 @@ from shared_work import (
     TRAINED,
     gradients,
     problem,
+    standardised,
     together,
     trained,
     without_batch_norm,
@@ -127,6 +128,12 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(name: str, micro_bat
     assert distance(found, whole) < 1e-6
 
 
+@pytest.mark.parametrize("micro_batch", [1, 8])
+def test_standardised_weights_are_not_samples(micro_batch: int) -> None:
+    setting = problem(module=standardised)
+    assert distance(gradients(setting, Sharding(micro_batch=micro_batch)), gradients(setting)) < 1e-6
+
+
 def test_training_in_micro_batches_ends_where_training_in_whole_batches_does() -> None:
     setting = problem(module=without_batch_norm)
     assert distance(trained(setting, Sharding(micro_batch=7)), trained(setting)) < 1e-5
@@ -153,6 +160,14 @@ def test_no_pass_is_larger_than_a_micro_batch() -> None:
     ("setting", "message"),
     [
         (problem(), "cannot be used with batch normalisation"),
+        (
+            problem(
+                module=lambda: nn.Sequential(
+                    nn.Linear(6, 8), nn.BatchNorm1d(8, track_running_stats=False), nn.Linear(8, 1)
+                )
+            ),
+            "cannot be used with batch normalisation",
+        ),
         (problem("iga", module=without_batch_norm), "differentiates the network twice"),
     ],
 )
