@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparseirm.core import Moment, NonFiniteError, SettingError
+from sparseirm.core import Moment, NonFiniteError, SettingError, first_line
 from sparseirm.data import OWN, Batches, DataSet
 from sparseirm.data.environments import Split
 from sparseirm.evaluation.batch_norm import deployed_buffers
@@ -410,8 +410,9 @@ def _built(recipe: Recipe, input_shape: tuple[int, ...], n_outputs: int) -> nn.M
     try:
         return build(lambda: maker(recipe.model)(input_shape, n_outputs, recipe.width), recipe.seed)
     except (RuntimeError, MemoryError) as error:
-        reason = str(error).splitlines()[0]
-        raise SettingError(f"a {recipe.model} of width {recipe.width} cannot be made: {reason}") from None
+        raise SettingError(
+            f"a {recipe.model} of width {recipe.width} cannot be made: {first_line(error)}"
+        ) from None
 
 
 def _shapes(data: DataSet) -> dict[str, Any]:
@@ -434,8 +435,7 @@ def _device(name: str) -> torch.device:
             raise RuntimeError("it cannot train")
         torch.zeros((), device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise SettingError(f"`device` {name!r} cannot be used here: {reason}. Use cpu.") from None
+        raise SettingError(f"`device` {name!r} cannot be used here: {first_line(error)}. Use cpu.") from None
     return device
 
 

@@ -40,7 +40,7 @@ from sparseirm.bench.workloads import (
     resnet18,
     samples,
 )
-from sparseirm.core import SettingError
+from sparseirm.core import SettingError, first_line
 from sparseirm.data.environments import Batch, Split
 from sparseirm.deploy.packed import save_compact
 from sparseirm.deploy.speed import to_sparse
@@ -477,9 +477,7 @@ def compiling(size: Size) -> Part:
     try:
         rows, notes = alternatives.compiled(size.n, size.width, size.repeats)
     except RuntimeError as error:
-        return Part(
-            notes=[f"torch.compile has no row, because it does not run here: {str(error).splitlines()[0]}"]
-        )
+        return Part(notes=[f"torch.compile has no row, because it does not run here: {first_line(error)}"])
     return Part(rows, notes=notes)
 
 
