@@ -189,7 +189,7 @@ def test_a_run_in_micro_batches_says_so(tmp_path: Path) -> None:
 
 def test_alone_without_torchrun() -> None:
     with joined("cpu") as found:
-        assert found == (WHOLE, "cpu")
+        assert found == (WHOLE, torch.device("cpu"))
 
 
 def test_a_field_on_demand_is_asked_for_once() -> None:
@@ -217,3 +217,30 @@ def test_torchrun_trains_with_two_processes_and_prints_once(tmp_path: Path) -> N
     assert done.stdout.count("test accuracy") == 1
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["environment"]["processes"] == 2
+
+
+@pytest.fixture
+def one_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torchrun tells the first of two processes, of which the other never comes."""
+    told = {"TORCHELASTIC_RUN_ID": "1", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.usefixtures("one_of_two")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [("cuda", "`device` 'cuda:0' cannot be used here: .* Use cpu"), ("cuda:0", "must be cpu or cuda with")],
+)
+def test_a_device_is_looked_at_before_the_processes_meet(device: str, message: str) -> None:
+    with pytest.raises(SettingError, match=message), joined(device):
+        raise AssertionError("joined")
+
+
+@pytest.mark.usefixtures("one_of_two")
+def test_processes_that_cannot_meet_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    unmet = pytest.raises(SettingError, match=r"the processes cannot reach each other: .*MASTER_ADDR")
+    with unmet, joined("cpu"):
+        raise AssertionError("joined")

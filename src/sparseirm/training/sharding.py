@@ -25,7 +25,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
-from sparseirm.core import Outputs, SettingError, Tensors, accumulator
+from sparseirm.core import Outputs, SettingError, Tensors, accumulator, first_line
 from sparseirm.models import Features
 from sparseirm.training.processes import collected, shared, summed, torchrun
 
@@ -189,7 +189,7 @@ WHOLE = Sharding()
 
 
 @contextmanager
-def joined(device: str, micro_batch: int | None = None) -> Iterator[tuple[Sharding, str]]:
+def joined(device: str, micro_batch: int | None = None) -> Iterator[tuple[Sharding, torch.device]]:
     """This process as one of those that torchrun started, or alone.
 
     A process group that exists is used and left as it is; otherwise one is made if torchrun is at work.
@@ -199,28 +199,43 @@ def joined(device: str, micro_batch: int | None = None) -> Iterator[tuple[Shardi
         micro_batch: as in `Sharding`.
 
     Yields:
-        tuple[Sharding, str]: the part of this process, and its device.
+        tuple[Sharding, torch.device]: the part of this process, and its device.
 
     Raises:
-        SettingError: if the device cannot be shared out, or ``micro_batch`` is below 1.
+        SettingError: if the device is not there or cannot be shared out, or ``micro_batch`` is below 1.
     """
+    rank, ranks = torchrun()
+    if ranks > 1 and device not in ("cpu", "cuda"):
+        raise SettingError(
+            f"`device` must be cpu or cuda with several processes, each of which takes its own; got "
+            f"{device!r}."
+        )
+    if ranks > 1 and device == "cuda":
+        device = f"cuda:{os.environ.get('LOCAL_RANK', rank % max(1, torch.cuda.device_count()))}"
+    place = _usable(device)
     begun = dist.is_available() and not dist.is_initialized() and dist.is_torchelastic_launched()
-    kind = device.partition(":")[0]
     if begun:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo")
+        try:
+            dist.init_process_group("cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo")
+        except (RuntimeError, ValueError) as error:
+            raise SettingError(f"the processes cannot reach each other: {first_line(error)}.") from None
     try:
-        rank, ranks = torchrun()
-        if ranks > 1 and device not in ("cpu", "cuda"):
-            raise SettingError(
-                f"`device` must be cpu or cuda with several processes, each of which takes its own; got "
-                f"{device!r}."
-            )
-        if ranks > 1 and device == "cuda":
-            device = f"cuda:{os.environ.get('LOCAL_RANK', rank % max(1, torch.cuda.device_count()))}"
-        yield Sharding(rank, ranks, micro_batch), device
+        yield Sharding(rank, ranks, micro_batch), place
     finally:
         if begun:
             dist.destroy_process_group()
+
+
+def _usable(name: str) -> torch.device:
+    """A device that is there."""
+    try:
+        device = torch.device(name)
+        if device.type not in ("cpu", "cuda", "mps"):
+            raise RuntimeError("it cannot train")
+        torch.zeros((), device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise SettingError(f"`device` {name!r} cannot be used here: {first_line(error)}. Use cpu.") from None
+    return device
 
 
 def gathered(out: Outputs) -> Outputs:
