@@ -28,6 +28,7 @@ from shared_work import (
     trained,
     without_batch_norm,
 )
+from sparseirm.cli import main
 from sparseirm.core import Outputs, SettingError, Tensors
 from sparseirm.files import read_json, read_tensors
 from sparseirm.losses import BINARY
@@ -236,6 +237,25 @@ def one_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_device_is_looked_at_before_the_processes_meet(device: str, message: str) -> None:
     with pytest.raises(SettingError, match=message), joined(device):
         raise AssertionError("joined")
+
+
+@pytest.mark.usefixtures("one_of_two")
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["fit", "t.csv", "--target", "y", "--env", "e"],
+        ["theory"],
+        ["predict", "m", "t.csv", "-o", "o.csv"],
+        ["compare"],
+    ],
+)
+def test_commands_but_train_are_not_for_torchrun(
+    command: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(command) == 2
+    assert "torchrun is for a single large run (`sparseirm train`)" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.usefixtures("one_of_two")
