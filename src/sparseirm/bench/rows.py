@@ -342,12 +342,20 @@ def projections(size: Size) -> Part:
         rows,
         [
             at_most(
-                "projection: distance of the sum of the scores from K over K, worst of all cases", error, 1e-6
+                f"projection, {BUDGETS}: distance of the sum of the scores from K over K, worst of all cases",
+                error,
+                1e-6,
             ),
-            at_most("projection: Newton passes from nothing, worst of all cases", cold, 8),
-            at_most("projection: Newton passes from the step before, worst of all cases", warm, 4),
+            at_most(f"projection, {BUDGETS}: Newton passes from nothing, worst of all cases", cold, 8),
+            at_most(
+                f"projection, {BUDGETS}: Newton passes from the step before, worst of all cases", warm, 4
+            ),
         ],
     )
+
+
+BUDGETS = "budgets of 1 % and more"
+"""What `exactness` looks at; smaller ones take more passes."""
 
 
 def exactness(d: int) -> tuple[float, int, int]:
