@@ -13,6 +13,7 @@ from unittest.mock import patch
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from makers import PLAN, Problem, plain_module, samples
@@ -59,6 +60,29 @@ def convolutions() -> nn.Module:
     """Batch normalisation of images, after a layer without bias."""
     layers = nn.Conv2d(1, 4, 2, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(8, 1)
     return nn.Sequential(nn.Unflatten(1, (1, 2, 3)), *layers)
+
+
+class Standardised(nn.Conv2d):
+    """A convolution that normalises its weights with the function for batches, as some networks do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = self.weight.reshape(1, self.out_channels, -1)
+        weight = F.batch_norm(flat, None, None, training=True, momentum=0.0).view_as(self.weight)
+        return F.conv2d(x, weight, self.bias)
+
+
+def standardised(*after: nn.Module) -> nn.Module:
+    """A network whose weights are standardised."""
+    layers = Standardised(1, 4, 2), *after, nn.ReLU(), nn.Flatten(), nn.Linear(8, 1)
+    return nn.Sequential(nn.Unflatten(1, (1, 2, 3)), *layers)
+
+
+class Frames(nn.BatchNorm1d):
+    """Batch normalisation with as many rows per sample as it has positions."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.flatten(2).transpose(1, 2)
+        return super().forward(rows.flatten(0, 1)).view_as(rows).transpose(1, 2).reshape(x.shape)
 
 
 def problem(penalty: str = "irmv1", **changes: Any) -> Problem:
@@ -134,6 +158,8 @@ def attached(penalty: str, sharding: Sharding) -> Tensors:
 GRADIENTS: dict[str, Callable[[Sharding], Tensors]] = {
     **{f"gradients {name}": lambda s, name=name: gradients(problem(name), s) for name in EVERY_PENALTY},
     "gradients convolutions": lambda s: gradients(problem(module=convolutions), s),
+    "gradients standardised": lambda s: gradients(problem(module=standardised), s),
+    "gradients frames": lambda s: gradients(problem(module=lambda: standardised(Frames(4))), s),
     "gradients micro-batches": lambda s: gradients(
         problem(module=without_batch_norm), replace(s, micro_batch=4)
     ),

@@ -186,6 +186,14 @@ def test_growth_beyond_linear_is_reported(power: float, holds: bool, tmp_path: P
     assert figure({"samples": found}, tmp_path / "a" / "curves.svg").stat().st_size > 1000
 
 
+def test_a_curve_that_falls_does_not_hold() -> None:
+    curve = Curve("samples", (100, 200, 400, 800), lambda n: Task(n, (3,)), most=1.1)
+    seconds = {100: 1.0, 200: 2.0, 400: 4.0, 800: 3.0}
+    found = growth(curve, lambda task: Cost(seconds[task.n], 2 * task.n, task.n))
+    assert found.time_exponent < 1.1 and not found.holds and found.note.startswith("too noisy")
+    assert growth(curve, lambda task: Cost(max(seconds[task.n], 3.3), task.n, task.n)).holds
+
+
 def test_curves_span_what_they_should() -> None:
     spans = {name: (curve.sizes[0], curve.sizes[-1]) for name, curve in CURVES.items()}
     assert spans == {

@@ -105,6 +105,7 @@ def test_without_timm_its_networks_are_refused_with_the_extra_named(monkeypatch:
         ("resnet18", (2, 14, 14), r"samples of shape \(2, 14, 14\): .*2 channels instead.* mlp any shape"),
         ("resnet18", (12,), r"model 'resnet18' cannot classify samples of shape \(12,\)"),
         ("squeezenet1_1", (3, 8, 8), r"Output size is too small\. "),
+        ("timm:botnet26t_256", (3, 28, 28), r"samples of shape \(3, 28, 28\): AssertionError\. "),
     ],
 )
 def test_samples_a_network_does_not_take_are_refused(name: str, shape: tuple[int, ...], message: str) -> None:

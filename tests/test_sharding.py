@@ -23,10 +23,12 @@ from shared_work import (
     TRAINED,
     gradients,
     problem,
+    standardised,
     together,
     trained,
     without_batch_norm,
 )
+from sparseirm.cli import main
 from sparseirm.core import Outputs, SettingError, Tensors
 from sparseirm.files import read_json, read_tensors
 from sparseirm.losses import BINARY
@@ -127,6 +129,12 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(name: str, micro_bat
     assert distance(found, whole) < 1e-6
 
 
+@pytest.mark.parametrize("micro_batch", [1, 8])
+def test_standardised_weights_are_not_samples(micro_batch: int) -> None:
+    setting = problem(module=standardised)
+    assert distance(gradients(setting, Sharding(micro_batch=micro_batch)), gradients(setting)) < 1e-6
+
+
 def test_training_in_micro_batches_ends_where_training_in_whole_batches_does() -> None:
     setting = problem(module=without_batch_norm)
     assert distance(trained(setting, Sharding(micro_batch=7)), trained(setting)) < 1e-5
@@ -153,6 +161,14 @@ def test_no_pass_is_larger_than_a_micro_batch() -> None:
     ("setting", "message"),
     [
         (problem(), "cannot be used with batch normalisation"),
+        (
+            problem(
+                module=lambda: nn.Sequential(
+                    nn.Linear(6, 8), nn.BatchNorm1d(8, track_running_stats=False), nn.Linear(8, 1)
+                )
+            ),
+            "cannot be used with batch normalisation",
+        ),
         (problem("iga", module=without_batch_norm), "differentiates the network twice"),
     ],
 )
@@ -174,7 +190,7 @@ def test_a_run_in_micro_batches_says_so(tmp_path: Path) -> None:
 
 def test_alone_without_torchrun() -> None:
     with joined("cpu") as found:
-        assert found == (WHOLE, "cpu")
+        assert found == (WHOLE, torch.device("cpu"))
 
 
 def test_a_field_on_demand_is_asked_for_once() -> None:
@@ -202,3 +218,49 @@ def test_torchrun_trains_with_two_processes_and_prints_once(tmp_path: Path) -> N
     assert done.stdout.count("test accuracy") == 1
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["environment"]["processes"] == 2
+
+
+@pytest.fixture
+def one_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torchrun tells the first of two processes, of which the other never comes."""
+    told = {"TORCHELASTIC_RUN_ID": "1", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.usefixtures("one_of_two")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [("cuda", "`device` 'cuda:0' cannot be used here: .* Use cpu"), ("cuda:0", "must be cpu or cuda with")],
+)
+def test_a_device_is_looked_at_before_the_processes_meet(device: str, message: str) -> None:
+    with pytest.raises(SettingError, match=message), joined(device):
+        raise AssertionError("joined")
+
+
+@pytest.mark.usefixtures("one_of_two")
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["fit", "t.csv", "--target", "y", "--env", "e"],
+        ["theory"],
+        ["predict", "m", "t.csv", "-o", "o.csv"],
+        ["compare"],
+    ],
+)
+def test_commands_but_train_are_not_for_torchrun(
+    command: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(command) == 2
+    assert "torchrun is for a single large run (`sparseirm train`)" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("one_of_two")
+def test_processes_that_cannot_meet_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    unmet = pytest.raises(SettingError, match=r"the processes cannot reach each other: .*MASTER_ADDR")
+    with unmet, joined("cpu"):
+        raise AssertionError("joined")

@@ -78,6 +78,10 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
         nn.Linear(4, 1),
     ),
     "biased residual": lambda: images(Residual(4, True), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(4, 1)),
+    "pooled residual": lambda: images(
+        nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2), Residual(4, False), nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(), nn.Linear(4, 1),
+    ),
     "convolutions": lambda: images(
         nn.Sigmoid(), nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular"), nn.ReLU(),
         nn.Conv2d(4, 3, 2, bias=False), nn.Sigmoid(), nn.Flatten(), nn.Linear(12, 1),

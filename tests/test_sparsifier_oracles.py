@@ -429,8 +429,14 @@ def test_groups_are_columns_rows_and_channels() -> None:
 
 
 def test_a_model_without_such_groups_is_refused() -> None:
-    with pytest.raises(SettingError, match="no channel to mask; choose other `groups`: input, neuron"):
+    flags = "`--sparsifier-options groups {}`".format
+    with pytest.raises(SettingError) as channel:
         begun(structured("channel", 20))
+    with pytest.raises(SettingError) as neuron:
+        groups_of(Layout(("a", "b"), (torch.Size([4, 2, 3, 3]), torch.Size([1, 4]))), "neuron")
+    offer = "this model has no {} to mask; choose other `groups`: {} or {}."
+    assert str(channel.value) == offer.format("channel", flags("input"), flags("neuron"))
+    assert str(neuron.value) == offer.format("neuron", flags("input"), flags("channel"))
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from sparseirm.experiments.reproduce import reproduce
 from sparseirm.experiments.theory import theory
 from sparseirm.experiments.train import train
 from sparseirm.study.fit import fit, predict
+from sparseirm.training.processes import check_alone
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     "demo": demo,
@@ -93,7 +94,12 @@ def _parsed(arguments: Sequence[str]) -> Callable[[], Any]:
 def _later(command: Callable[..., Any]) -> Callable[..., Callable[[], Any]]:
     @functools.wraps(command)
     def deferred(*args: Any, **kwargs: Any) -> Callable[[], Any]:
-        return lambda: command(*args, **kwargs)
+        def call() -> Any:
+            if command is not train:
+                check_alone()
+            return command(*args, **kwargs)
+
+        return call
 
     return deferred
 

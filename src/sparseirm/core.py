@@ -21,6 +21,15 @@ class SettingError(ValueError):
     """A setting, file or data set that cannot be used; the message says what to do instead."""
 
 
+def first_line(error: Exception) -> str:
+    """The first line of an error's message without its full stop; its type where there is no message.
+
+    >>> first_line(RuntimeError("Too small.")), first_line(MemoryError())
+    ('Too small', 'MemoryError')
+    """
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
 class NonFiniteError(ArithmeticError):
     """A quantity of the training step became NaN or infinite; the run stops there."""
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from sparseirm.core import Layout, SettingError, Tensors
+from sparseirm.core import Layout, SettingError, Tensors, first_line
 from sparseirm.randomness import global_draws, seed_of
 from sparseirm.registry import one_of
 
@@ -122,7 +122,7 @@ def _fitting(name: str, module: nn.Module, input_shape: tuple[int, ...], n_outpu
             found = tuple(module.eval()(torch.zeros(2, *input_shape)).shape)
         problem = f"it gives {found} for two samples" if found != (2, n_outputs) else ""
     except (RuntimeError, ValueError, AssertionError) as error:
-        problem = str(error).splitlines()[0].rstrip(".")
+        problem = first_line(error)
     if problem:
         raise SettingError(
             f"model {name!r} cannot classify samples of shape {input_shape}: {problem}. Those of torchvision "

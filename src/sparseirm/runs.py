@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparseirm.core import Moment, NonFiniteError, SettingError
+from sparseirm.core import Moment, NonFiniteError, SettingError, first_line
 from sparseirm.data import OWN, Batches, DataSet
 from sparseirm.data.environments import Split
 from sparseirm.evaluation.batch_norm import deployed_buffers
@@ -209,8 +209,8 @@ def run(
         (['test', 'train', 'val'], 20)
     """
     pause = _checkpoint_seconds() if checkpoint_seconds is None else checkpoint_seconds
-    with joined(device, micro_batch) as (sharding, device), ExitStack() as open_until_the_end:
-        recipe, place = recipe.resolved().pinned(data_root), _device(device)
+    recipe = recipe.resolved().pinned(data_root)
+    with joined(device, micro_batch) as (sharding, place), ExitStack() as open_until_the_end:
         folder, finished = None if out is None else Path(out), None
         with sharding.first_process_first():
             if folder is not None:
@@ -410,8 +410,9 @@ def _built(recipe: Recipe, input_shape: tuple[int, ...], n_outputs: int) -> nn.M
     try:
         return build(lambda: maker(recipe.model)(input_shape, n_outputs, recipe.width), recipe.seed)
     except (RuntimeError, MemoryError) as error:
-        reason = str(error).splitlines()[0]
-        raise SettingError(f"a {recipe.model} of width {recipe.width} cannot be made: {reason}") from None
+        raise SettingError(
+            f"a {recipe.model} of width {recipe.width} cannot be made: {first_line(error)}"
+        ) from None
 
 
 def _shapes(data: DataSet) -> dict[str, Any]:
@@ -425,18 +426,6 @@ def _batches(recipe: Recipe, training: Split) -> Batches:
     if size and (recipe.data in OWN or recipe.leave_out is not None):
         size = min(size, n)  # how many samples there are was not known when the default was chosen
     return Batches(training.samples, len(training.names), size, recipe.seed)
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-        if device.type not in ("cpu", "cuda", "mps"):
-            raise RuntimeError("it cannot train")
-        torch.zeros((), device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise SettingError(f"`device` {name!r} cannot be used here: {reason}. Use cpu.") from None
-    return device
 
 
 def _checkpoint_seconds() -> float:

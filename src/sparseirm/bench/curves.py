@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -18,6 +19,9 @@ LINEAR = 1.1
 
 LARGEST = 4
 """Points an exponent is fitted to, the largest ones: below them a constant cost hides the growth."""
+
+NOISE = 0.2
+"""What a larger size may cost less than a smaller one; beyond it, no exponent is believed."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,8 @@ class Growth:
         time_exponent: ``b`` of ``seconds ~ size**b`` at the largest sizes.
         memory_exponent: the same of memory.
         most: largest exponent that is right.
-        holds: whether both exponents are.
+        holds: whether both exponents are, and the points can tell.
+        note: why the points cannot tell, if so.
     """
 
     name: str
@@ -60,6 +65,7 @@ class Growth:
     memory_exponent: float
     most: float
     holds: bool
+    note: str = ""
 
 
 def of_width(width: int) -> int:
@@ -129,6 +135,18 @@ def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
     return above / sum((a - mean_x) ** 2 for a in x)
 
 
+def falls(costs: Sequence[float]) -> bool:
+    """Whether, of the points an exponent is fitted to, a larger size costs clearly less than a smaller one.
+
+    >>> falls([1.0, 2.0, 1.9, 4.0]), falls([1.0, 4.0, 3.0, 3.5])
+    (False, True)
+    """
+    fitted = costs[-LARGEST:]
+    return any(
+        later < (1 - NOISE) * most for later, most in zip(fitted, accumulate(fitted, max), strict=True)
+    )
+
+
 def growth(curve: Curve, cost: Callable[[Task], Cost] = measured) -> Growth:
     """Measure a curve.
 
@@ -142,9 +160,9 @@ def growth(curve: Curve, cost: Callable[[Task], Cost] = measured) -> Growth:
     costs = [cost(curve.task(size)) for size in curve.sizes]
     seconds, gigabytes = [c.seconds for c in costs], [max(c.more, 1) / 1e9 for c in costs]
     powers = exponent(curve.sizes, seconds), exponent(curve.sizes, gigabytes)
-    return Growth(
-        curve.name, list(curve.sizes), seconds, gigabytes, *powers, curve.most, max(powers) <= curve.most
-    )
+    note = "too noisy: a larger size cost less" if falls(seconds) or falls(gigabytes) else ""
+    holds = max(powers) <= curve.most and not note
+    return Growth(curve.name, list(curve.sizes), seconds, gigabytes, *powers, curve.most, holds, note)
 
 
 def figure(curves: Mapping[str, Growth], path: Path) -> Path:

@@ -103,7 +103,7 @@ def _curve(curve: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _verdict(measured: Mapping[str, Any]) -> str:
-    return "holds" if measured["holds"] else "missed"
+    return "holds" if measured["holds"] else measured.get("note") or "missed"
 
 
 def _load(report: Mapping[str, Any]) -> str:

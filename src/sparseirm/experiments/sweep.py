@@ -11,14 +11,13 @@ from concurrent.futures import CancelledError
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from sparseirm.core import SettingError
 from sparseirm.experiments.estimates import Estimates, cost
 from sparseirm.experiments.executors import Handle, Submitter
 from sparseirm.experiments.store import Store
 from sparseirm.recipe import Recipe
 from sparseirm.runs import Point, Result, run
 from sparseirm.training.loop import Record
-from sparseirm.training.processes import torchrun
+from sparseirm.training.processes import check_alone
 
 ATTEMPTS = 3
 """How often a run is started whose process dies under it, before its failure is recorded."""
@@ -99,11 +98,7 @@ def sweep(
         SettingError: if a recipe cannot be resolved (before anything runs), a stored result is damaged, or
             torchrun started this process beside others.
     """
-    if torchrun()[1] > 1:
-        raise SettingError(
-            "torchrun is for a single large run (`sparseirm train`). Many runs go into processes of their "
-            "own, one per core, by themselves: leave torchrun out."
-        )
+    check_alone()
     store.tidy()
     wanted = [recipe.resolved() for recipe in pinned(recipes, data_root)]
     work = _Work(store, executor, data_root, None if time_budget is None else time.time() + time_budget)

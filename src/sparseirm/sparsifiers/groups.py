@@ -53,8 +53,21 @@ def groups_of(layout: Layout, kind: str) -> Tensor:
         pieces.append(torch.arange(n, n + shape[axis]).view(along).expand(shape))
         n += shape[axis]
     if n == 0:
-        raise SettingError(f"this model has no {kind} to mask; choose other `groups`: {', '.join(GROUPS)}.")
+        raise SettingError(f"this model has no {kind} to mask; {_instead(layout)}.")
     return torch.cat([piece.reshape(-1) for piece in pieces])
+
+
+def _instead(layout: Layout) -> str:
+    """The groups a model has, and how to choose them."""
+    shapes, last = layout.shapes, len(layout.shapes) - 1
+    there = [
+        kind
+        for kind, axis_of in GROUPS.items()
+        if any(axis_of(layer, last, shape) is not None for layer, shape in enumerate(shapes))
+    ]
+    if not there:
+        return "it has no other groups either: choose another sparsifier"
+    return f"choose other `groups`: {' or '.join(f'`--sparsifier-options groups {kind}`' for kind in there)}"
 
 
 def grouped(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sparseirm.core import SettingError
+from sparseirm.core import SettingError, first_line
 from sparseirm.registry import one_of
 
 if TYPE_CHECKING:
@@ -90,12 +90,12 @@ def _read_parquet(path: Path) -> pd.DataFrame:
             'Parquet files need pyarrow, which is not installed: pip install "sparseirm[table]".'
         ) from None
     except Exception as error:  # pyarrow raises errors of many kinds for damaged files
-        raise SettingError(f"{path} is not a readable Parquet file: {_first(error)}.") from None
+        raise SettingError(f"{path} is not a readable Parquet file: {first_line(error)}.") from None
     _check_names(path, names)
     try:
         return _as_frame(pandas.read_parquet(path))
     except Exception as error:
-        raise SettingError(f"{path} is not a readable Parquet file: {_first(error)}.") from None
+        raise SettingError(f"{path} is not a readable Parquet file: {first_line(error)}.") from None
 
 
 def _check_names(path: Path, names: Sequence[str]) -> None:
@@ -127,7 +127,7 @@ def _read_text(path: Path, encoding: str, decimal: str) -> pd.DataFrame:
     except UnicodeError as error:
         raise SettingError(_undecodable(path, encoding, error)) from None
     except (pandas.errors.ParserWarning, ValueError, EOFError, OSError, OverflowError) as error:
-        raise SettingError(f"{path} is not a readable table: {_first(error)}.") from None
+        raise SettingError(f"{path} is not a readable table: {first_line(error)}.") from None
     frame.columns = [*names, *map(str, frame.columns[len(names) :])]
     return _as_frame(frame)
 
@@ -194,13 +194,8 @@ def _as_frame(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _undecodable(path: Path, encoding: str, error: Exception) -> str:
     if not isinstance(error, UnicodeError):
-        return f"{path} cannot be read: {_first(error)}."
+        return f"{path} cannot be read: {first_line(error)}."
     return (
-        f"{path} is not encoded in {encoding} ({_first(error)}). Save it as UTF-8, or name its encoding, "
+        f"{path} is not encoded in {encoding} ({first_line(error)}). Save it as UTF-8, or name its encoding, "
         "such as `--encoding latin-1`."
     )
-
-
-def _first(error: Exception) -> str:
-    """The first line of an error message, without its full stop."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -14,6 +14,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd import Function
 
+from sparseirm.core import SettingError
+
 
 def torchrun() -> tuple[int, int]:
     """Rank of this process and number of processes, as torchrun or a process group says; else 0 and 1."""
@@ -27,6 +29,19 @@ def torchrun() -> tuple[int, int]:
 def first_process() -> bool:
     """Whether this process is alone or the first of several: the one that prints and writes."""
     return torchrun()[0] == 0
+
+
+def check_alone() -> None:
+    """Refuse what several processes cannot do together, which is all but a single run.
+
+    Raises:
+        SettingError: if torchrun, or a process group, has this process beside others.
+    """
+    if torchrun()[1] > 1:
+        raise SettingError(
+            "torchrun is for a single large run (`sparseirm train`). Many runs go into processes of their "
+            "own, one per core, by themselves: leave torchrun out."
+        )
 
 
 def averaged(x: Tensor) -> Tensor:

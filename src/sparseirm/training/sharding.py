@@ -17,13 +17,15 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
-from sparseirm.core import Outputs, SettingError, Tensors, accumulator
+from sparseirm.core import Outputs, SettingError, Tensors, accumulator, first_line
 from sparseirm.models import Features
 from sparseirm.training.processes import collected, shared, summed, torchrun
 
@@ -187,7 +189,7 @@ WHOLE = Sharding()
 
 
 @contextmanager
-def joined(device: str, micro_batch: int | None = None) -> Iterator[tuple[Sharding, str]]:
+def joined(device: str, micro_batch: int | None = None) -> Iterator[tuple[Sharding, torch.device]]:
     """This process as one of those that torchrun started, or alone.
 
     A process group that exists is used and left as it is; otherwise one is made if torchrun is at work.
@@ -197,28 +199,43 @@ def joined(device: str, micro_batch: int | None = None) -> Iterator[tuple[Shardi
         micro_batch: as in `Sharding`.
 
     Yields:
-        tuple[Sharding, str]: the part of this process, and its device.
+        tuple[Sharding, torch.device]: the part of this process, and its device.
 
     Raises:
-        SettingError: if the device cannot be shared out, or ``micro_batch`` is below 1.
+        SettingError: if the device is not there or cannot be shared out, or ``micro_batch`` is below 1.
     """
+    rank, ranks = torchrun()
+    if ranks > 1 and device not in ("cpu", "cuda"):
+        raise SettingError(
+            f"`device` must be cpu or cuda with several processes, each of which takes its own; got "
+            f"{device!r}."
+        )
+    if ranks > 1 and device == "cuda":
+        device = f"cuda:{os.environ.get('LOCAL_RANK', rank % max(1, torch.cuda.device_count()))}"
+    place = _usable(device)
     begun = dist.is_available() and not dist.is_initialized() and dist.is_torchelastic_launched()
-    kind = device.partition(":")[0]
     if begun:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo")
+        try:
+            dist.init_process_group("cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo")
+        except (RuntimeError, ValueError) as error:
+            raise SettingError(f"the processes cannot reach each other: {first_line(error)}.") from None
     try:
-        rank, ranks = torchrun()
-        if ranks > 1 and device not in ("cpu", "cuda"):
-            raise SettingError(
-                f"`device` must be cpu or cuda with several processes, each of which takes its own; got "
-                f"{device!r}."
-            )
-        if ranks > 1 and device == "cuda":
-            device = f"cuda:{os.environ.get('LOCAL_RANK', rank % max(1, torch.cuda.device_count()))}"
-        yield Sharding(rank, ranks, micro_batch), device
+        yield Sharding(rank, ranks, micro_batch), place
     finally:
         if begun:
             dist.destroy_process_group()
+
+
+def _usable(name: str) -> torch.device:
+    """A device that is there."""
+    try:
+        device = torch.device(name)
+        if device.type not in ("cpu", "cuda", "mps"):
+            raise RuntimeError("it cannot train")
+        torch.zeros((), device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise SettingError(f"`device` {name!r} cannot be used here: {first_line(error)}. Use cpu.") from None
+    return device
 
 
 def gathered(out: Outputs) -> Outputs:
@@ -291,6 +308,19 @@ class _Part(TorchFunctionMode):
     def __init__(self, sharding: Sharding, rows: slice, draws: _Draws) -> None:
         super().__init__()
         self.sharding, self.rows, self.draws, self.calls = sharding, rows, draws, 0
+        self.entered: nn.Module | None = None
+
+    def __enter__(self) -> _Part:
+        self.hook = register_module_forward_pre_hook(self._enter)
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.hook.remove()
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+
+    def _enter(self, module: nn.Module, inputs: Any) -> None:
+        self.entered = module
 
     def __torch_function__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -310,14 +340,14 @@ class _Part(TorchFunctionMode):
         eps: float = 1e-5,
     ) -> Tensor:
         """Batch normalisation with the statistics of all processes' rows."""
-        if not training:
+        if not training or not self._of_samples(x, running_mean):
             return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
         if self.sharding.micro_batch is not None:
             raise SettingError(
                 "`micro_batch` cannot be used with batch normalisation, whose statistics are of the whole "
                 "batch: use several processes, a smaller `batch_size`, or a network without it."
             )
-        count = self.draws.n * (x.numel() // len(x)) // x.shape[1]
+        count = self.draws.n * (x.numel() // (self.rows.stop - self.rows.start)) // x.shape[1]
         mean, var = _statistics(x, count)
         if running_mean is not None and running_var is not None:
             with torch.no_grad():
@@ -330,6 +360,13 @@ class _Part(TorchFunctionMode):
         if weight is not None:
             normal = normal * weight.to(wide).view(along)
         return (normal if bias is None else normal + bias.to(wide).view(along)).to(x.dtype)
+
+    def _of_samples(self, x: Tensor, running_mean: Tensor | None) -> bool:
+        """Whether it has rows of samples; some convolutions normalise weights ``(1, out, k)`` this way."""
+        if len(x) == 1 and running_mean is None and not isinstance(self.entered, _NormBase):
+            return False
+        samples: int = self.rows.stop - self.rows.start
+        return len(x) % samples == 0
 
     def dropout(self, x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
         """Dropout with this part's rows of what is drawn for the whole batch."""

@@ -330,7 +330,11 @@ class _Run:
 
     def _each(self, step: Step) -> _Parts:
         parts = self._narrowed(step)
-        return _Parts(*(step.called(part) if part.shape[1] else part for part in (parts.live, parts.fixed)))
+        live, fixed = (
+            step.called(part) if part.shape[1] else part.new_empty(len(part), 0, *step.shape[2:])
+            for part in (parts.live, parts.fixed)
+        )
+        return _Parts(live, fixed)
 
     _pool = _each
 
