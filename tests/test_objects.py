@@ -107,15 +107,57 @@ def test_images_that_are_missing_damaged_or_elsewhere_are_counted(tmp_path: Path
     }
 
 
-@pytest.mark.parametrize("code", [[[1, 2]], {"counts": "!!", "size": [32, 32]}, [[0, 0, 0, 0, 0, 0]], 7])
+@pytest.mark.parametrize(
+    "code",
+    [
+        *([[1, 2]], {"counts": "!!", "size": [32, 32]}, [[0, 0, 0, 0, 0, 0]], 7, [], [[0, 0, 9, 0, 9, 9, 1]]),
+        *([[0, 0, far, 0, far, far]] for far in (1e9, -1e9, 1e300, float("nan"))),
+        *({"counts": "", "size": size} for size in ([32, 32], [32, 31], [10**5, 10**5], 32)),
+        *({"counts": counts, "size": [32, 32]} for counts in ([0, 10**9], [2000, -976], [1000, 23.5])),
+    ],
+)
 def test_a_mask_that_cannot_be_read_is_counted(code: Any, tmp_path: Path) -> None:
+    root = write_coco(tmp_path / "coco", n=2)
+    change_note(root, segmentation=code)
+    counts = cutting.prepare(root, tmp_path / "out", SMALL).counts
+    assert (counts["unreadable"], counts["vehicles"], counts["animals"]) == (1, 1, 2)
+
+
+def change_note(root: Path, **changes: Any) -> None:
+    """Change the first annotation; None takes a value away."""
+    path = root / "annotations" / "instances_train2017.json"
+    payload = json.loads(path.read_text())
+    note = payload["annotations"][0] | changes
+    payload["annotations"][0] = {name: value for name, value in note.items() if value is not None}
+    path.write_text(json.dumps(payload))
+
+
+@pytest.mark.parametrize(
+    ("how", "changes"),
+    [
+        *(("unreadable", {name: None}) for name in ("area", "segmentation", "id", "category_id", "image_id")),
+        ("missing", {"image_id": 99}),
+        ("unreadable", {"area": "large"}),
+        ("unreadable", {"id": 10**30}),
+    ],
+)
+def test_an_incomplete_annotation_costs_no_other(how: str, changes: dict[str, Any], tmp_path: Path) -> None:
     root = write_coco(tmp_path / "coco", n=2)
     path = root / "annotations" / "instances_train2017.json"
     payload = json.loads(path.read_text())
-    payload["annotations"][0]["segmentation"] = code
+    del payload["annotations"][1]  # the truck that would stand in for the first
     path.write_text(json.dumps(payload))
+    change_note(root, **changes)
     counts = cutting.prepare(root, tmp_path / "out", SMALL).counts
-    assert (counts["unreadable"], counts["vehicles"], counts["animals"]) == (1, 1, 2)
+    assert (counts[how], counts["vehicles"], counts["animals"]) == (1, 1, 2)
+
+
+@pytest.mark.parametrize("field", ["file_name", "width", "height"])
+def test_an_incomplete_image_costs_no_other(field: str, tmp_path: Path) -> None:
+    root = write_coco(tmp_path / "coco", n=2)
+    change_coco(root, **{field: None})
+    counts = cutting.prepare(root, tmp_path / "out", SMALL).counts
+    assert (counts["unreadable"], counts["vehicles"], counts["animals"]) == (2, 1, 1)
 
 
 def test_a_preparation_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
