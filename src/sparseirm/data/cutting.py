@@ -136,8 +136,8 @@ def prepare(
     """Cut the largest object of every class out of every COCO image, by its mask, into one file.
 
     Reads ``annotations/instances_SPLIT.json`` and ``SPLIT/*.jpg`` below ``coco_root``. Crowds are left out.
-    An object whose image, mask or annotation is missing or cannot be read is counted and passed over. Finished
-    parts are kept in ``OUT.parts`` until the end, so that the same call goes on after an interruption; parts
+    An object whose image, mask or annotation is missing or cannot be read is counted and passed over.
+    Finished parts are kept in ``OUT.parts`` until the end, so that the same call goes on after an interruption; parts
     and files with missing or unreadable images are made again.
 
     Args:
