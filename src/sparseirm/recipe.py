@@ -256,6 +256,11 @@ class Recipe:
         recipe.make_sparsifier(d=1 << 40, n_train=1 << 20)
         return recipe
 
+    @property
+    def has_default_batches(self) -> bool:
+        """Whether a resolved recipe's batch size is the default, which no choice was made for."""
+        return self.batch_size == self._defaults().get("batch_size")
+
     def to_json(self) -> dict[str, Any]:
         """As plain data, without the fields that are None, and without `YOUNGER` options at their default."""
         plain, given = asdict(self), self.sparsifier_options.items()
