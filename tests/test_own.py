@@ -1,5 +1,7 @@
 """Claims about your own images: folders and tables agree, what is held out stays out, mistakes are named."""
 
+import os
+import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -167,6 +169,14 @@ def test_an_unreadable_image_is_named(root: Path) -> None:
 def test_a_class_without_any_image_is_named(root: Path) -> None:
     (root / "a" / "yak").mkdir()
     with pytest.raises(SettingError, match=r"every class in .* needs an image .* got \['yak'\]"):
+        of_folder(root)
+
+
+@pytest.mark.parametrize("place", ["a", "a/cat"])
+@pytest.mark.skipif(sys.platform in ("darwin", "win32"), reason="names are always Unicode there")
+def test_a_folder_named_in_another_encoding_is_named(place: str, root: Path) -> None:
+    os.rename(root / place, os.fsencode(root / place) + b"\xe4")
+    with pytest.raises(SettingError, match=r"^the name of '[a-z/]+\\udce4.* is not UTF-8. Rename it\.$"):
         of_folder(root)
 
 

@@ -67,11 +67,13 @@ def folder_entries(data_root: str | None) -> list[Entry]:
         One entry per image, sorted by environment, class and name.
 
     Raises:
-        SettingError: if there is no such folder, or a class has a folder but no image anywhere.
+        SettingError: if there is no such folder, a class has a folder but no image anywhere, or the name of an
+            environment or a class is not UTF-8.
     """
     root = _root(data_root, "folder", "the folder that holds ENVIRONMENT/CLASS/IMAGE")
     require(root.is_dir(), "`data_root` must be a folder for data set 'folder'", str(root), "Check the path.")
     classes = [path for path in _visible(root, "*/*") if path.is_dir()]
+    refuse_other_encodings([path.relative_to(root) for path in classes])
     inside = [path for folder in classes for path in _visible(folder, "*")]
     images = [path for path in inside if path.is_file() and is_image_name(path.name)]
     empty = {folder.name for folder in classes} - {path.parent.name for path in images}
@@ -92,6 +94,22 @@ def folder_entries(data_root: str | None) -> list[Entry]:
     for name in _without_images(root, {path.parent.parent.name for path in images}):
         warnings.warn(f"environment {name!r} holds no image and is left out", stacklevel=2)
     return sorted(Entry(path.parent.parent.name, path.parent.name, path) for path in images)
+
+
+def refuse_other_encodings(paths: Iterable[Path]) -> None:
+    """Refuse names that are not UTF-8, as old archives leave them: no text file could hold them.
+
+    Args:
+        paths: files or folders.
+
+    Raises:
+        SettingError: naming the first such path.
+    """
+    for path in paths:
+        try:
+            str(path).encode()
+        except UnicodeEncodeError:
+            raise SettingError(f"the name of {str(path)!r} is not UTF-8. Rename it.") from None
 
 
 def manifest_entries(data_root: str | None) -> list[Entry]:
