@@ -137,8 +137,8 @@ def prepare(
 
     Reads ``annotations/instances_SPLIT.json`` and ``SPLIT/*.jpg`` below ``coco_root``. Crowds are left out.
     An object whose image, mask or annotation is missing or cannot be read is counted and passed over.
-    Finished parts are kept in ``OUT.parts`` until the end, so that the same call goes on after an interruption;
-    parts and files with missing or unreadable images are made again.
+    Finished parts are kept in ``OUT.parts`` until the end, so that the same call goes on after an
+    interruption; parts and files with missing or unreadable images are made again.
 
     Args:
         coco_root: folder of the annotations and the images, unpacked.

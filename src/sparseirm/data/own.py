@@ -67,8 +67,8 @@ def folder_entries(data_root: str | None) -> list[Entry]:
         One entry per image, sorted by environment, class and name.
 
     Raises:
-        SettingError: if there is no such folder, a class has a folder but no image anywhere, or the name of an
-            environment or a class is not UTF-8.
+        SettingError: if there is no such folder, a class has a folder but no image anywhere, or the name of
+            an environment or a class is not UTF-8.
     """
     root = _root(data_root, "folder", "the folder that holds ENVIRONMENT/CLASS/IMAGE")
     require(root.is_dir(), "`data_root` must be a folder for data set 'folder'", str(root), "Check the path.")
