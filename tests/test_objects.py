@@ -15,7 +15,7 @@ from image_makers import change_coco, encoded, noise_image, rows_of, write_cifar
 from makers import assert_same_bits
 from sparseirm.cli import main
 from sparseirm.core import SettingError
-from sparseirm.data import DATASETS, DataSet, coco, cutting, objects
+from sparseirm.data import DATASETS, DataSet, coco, cutting, disk, objects
 from sparseirm.data.cutting import COUNTS, Selection
 from sparseirm.files import read_tensors, write_tensors
 from sparseirm.recipe import Recipe
@@ -436,6 +436,20 @@ def test_photographs_have_64_pixels_a_side_unless_told_otherwise(tmp_path: Path)
     recipe = Recipe(data="photos_on_colors", n_train=10, method="erm").resolved()
     assert recipe.data_options["size"] == 64
     assert recipe.make_data(root).train.samples.x.shape == (10, 3, 64, 64)
+
+
+def test_pictures_that_would_fill_the_memory_are_kept_on_disk(
+    many: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = colored_object(many, n_train=40, size=80)
+    monkeypatch.setattr(disk, "_memory", lambda: 2 * usual.train.samples.x.nbytes - 2)
+    with pytest.warns(UserWarning, match=r"40 images of 80 x 80 pixels need .* lower `size`"):
+        large = colored_object(many, n_train=40, size=80)
+    for name, split in usual.splits.items():
+        assert torch.equal(split.samples.x, large.splits[name].samples.x)
+    monkeypatch.setattr(disk, "_memory", lambda: 1 << 60)
+    with pytest.raises(SettingError, match=r"need .* GB of memory, which are not to be had. Lower `size`"):
+        disk.room(1 << 25, 512)((1 << 40, 3, 512, 512))
 
 
 # The real thing.

@@ -17,7 +17,7 @@ from torch import Tensor
 from image_makers import ENVIRONMENTS, KINDS, encoded, noise_image, rows_of, write_folder, write_manifest
 from sparseirm.cli import main
 from sparseirm.core import SettingError
-from sparseirm.data import DataSet, own
+from sparseirm.data import DataSet, disk, own
 from sparseirm.data.own import folder, manifest
 from sparseirm.experiments.store import Store
 from sparseirm.experiments.sweep import carry_out, pinned, sweep
@@ -262,15 +262,15 @@ def test_images_that_would_fill_the_memory_are_kept_on_disk(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     needed = 60 * 3 * 12 * 12 * 4
-    monkeypatch.setattr(own, "_memory", lambda: 2 * needed)
+    monkeypatch.setattr(disk, "_memory", lambda: 2 * needed)
     usual = of_folder(root)
-    monkeypatch.setattr(own, "_memory", lambda: 2 * needed - 2)
+    monkeypatch.setattr(disk, "_memory", lambda: 2 * needed - 2)
     with pytest.warns(UserWarning, match=r"60 images of 12 x 12 pixels need .* lower `size`"):
         large = of_folder(root)
     for name, split in usual.splits.items():
         assert torch.equal(split.samples.x, large.splits[name].samples.x)
     monkeypatch.undo()
-    assert (own._memory() or 1 << 31) > 1 << 28
+    assert (disk._memory() or 1 << 31) > 1 << 28
 
 
 # Tables.

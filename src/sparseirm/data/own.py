@@ -7,7 +7,6 @@ validation. Nothing here knows of a spurious attribute.
 from __future__ import annotations
 
 import csv
-import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -24,7 +23,7 @@ from torch import Tensor
 from sparseirm.core import SettingError
 from sparseirm.data.construction import require
 from sparseirm.data.decoding import is_image_name, rgb
-from sparseirm.data.disk import on_disk
+from sparseirm.data.disk import room
 from sparseirm.data.environments import Batch, DataSet, Split
 from sparseirm.files import digest
 from sparseirm.randomness import generator
@@ -217,16 +216,16 @@ def own_images(
     found = entries(data_root)
     training, testing = _environments(found, test_envs, str(data_root))
     _check_classes(found, training, testing)
-    room = _room(len(found), size)
+    place = room(len(found), size)
     classes = tuple(sorted({entry.label for entry in found}))
     train, val = _held_out([entry for entry in found if entry.env in training], seed, val_fraction)
     test = [entry for entry in found if entry.env in testing]
     _warn_of_copies(train, {"validation": val, "test": test})
     return DataSet(
         name=name,
-        train=_split(train, training, classes, room, size),
-        val=_split(val, training, classes, room, size) if val else None,
-        test=_split(test, testing, classes, room, size) if test else None,
+        train=_split(train, training, classes, place, size),
+        val=_split(val, training, classes, place, size) if val else None,
+        test=_split(test, testing, classes, place, size) if test else None,
         loss="binary" if len(classes) == 2 else "multiclass",
         n_outputs=1 if len(classes) == 2 else len(classes),
         label_names=classes,
@@ -355,10 +354,10 @@ def _split(
     entries: Sequence[Entry],
     environments: tuple[str, ...],
     classes: tuple[str, ...],
-    room: Callable[[tuple[int, ...]], Tensor],
+    place: Callable[[tuple[int, ...]], Tensor],
     size: int,
 ) -> Split:
-    x = room((len(entries), 3, size, size))
+    x = place((len(entries), 3, size, size))
     for image, entry in zip(x, entries, strict=True):
         image[:] = pixels(entry.path, size)
     y = torch.tensor([classes.index(entry.label) for entry in entries], dtype=torch.int64)
@@ -381,25 +380,3 @@ def _warn_of_copies(train: Sequence[Entry], others: dict[str, Sequence[Entry]]) 
                 f"{n} {part} images are training images, byte for byte: the {part} score is too good",
                 stacklevel=3,
             )
-
-
-def _room(n: int, size: int) -> Callable[[tuple[int, ...]], Tensor]:
-    """What makes room for images: in half of the machine's memory if they fit, otherwise on disk."""
-    needed, there = n * 3 * size**2 * 4, _memory()
-    if there is None or needed <= there / 2:
-        return torch.empty
-    warnings.warn(
-        f"{n} images of {size} x {size} pixels need {needed / 1e9:.1f} GB, and this machine has "
-        f"{there / 1e9:.1f} GB of memory: they are kept in a temporary file. Train on minibatches "
-        "(`batch_size`), or lower `size`",
-        stacklevel=3,
-    )
-    return on_disk
-
-
-def _memory() -> int | None:
-    """Bytes of memory this machine has, or None where it does not say."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None
