@@ -441,10 +441,10 @@ def test_photographs_have_64_pixels_a_side_unless_told_otherwise(tmp_path: Path)
 def test_pictures_that_would_fill_the_memory_are_kept_on_disk(
     many: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usual = colored_object(many, n_train=40, size=80)
+    usual = colored_object(many, n_train=100, size=80)
     monkeypatch.setattr(disk, "_memory", lambda: 2 * usual.train.samples.x.nbytes - 2)
-    with pytest.warns(UserWarning, match=r"40 images of 80 x 80 pixels need .* lower `size`"):
-        large = colored_object(many, n_train=40, size=80)
+    with pytest.warns(UserWarning, match=r"100 images of 80 x 80 pixels need .* lower `size`"):
+        large = colored_object(many, n_train=100, size=80)
     for name, split in usual.splits.items():
         assert torch.equal(split.samples.x, large.splits[name].samples.x)
     monkeypatch.setattr(disk, "_memory", lambda: 1 << 60)

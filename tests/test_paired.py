@@ -162,6 +162,14 @@ def test_any_two_sources_are_a_data_set_of_a_recipe() -> None:
         assert torch.equal(one, other)
 
 
+def test_a_pair_of_three_classes_has_the_settings_of_many() -> None:
+    three = {"top": "digits:3,8,1", "bottom": "digits:0,1,2"}
+    many, pair = Recipe(data="full_colored_digits").resolved(), Recipe(data="pair").resolved()
+    found = Recipe(data="pair", data_options=three).resolved()
+    assert found.penalty_weight == many.penalty_weight != pair.penalty_weight
+    assert (found.lr, found.lr_drop) == (many.lr, many.lr_drop) != (pair.lr, pair.lr_drop)
+
+
 @pytest.mark.parametrize("words", ["digits", "digits:", "", "digits:3,12", "letters:a,b"])
 def test_a_pair_of_what_is_not_there_is_refused(words: str) -> None:
     with pytest.raises(SettingError, match=r"`top` of data set 'pair'|class of 'digits'|no source is"):

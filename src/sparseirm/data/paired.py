@@ -201,6 +201,11 @@ def pair(top: str, bottom: str, **arguments: Any) -> DataSet:
     return paired(_choice("top", top), _choice("bottom", bottom), **arguments)
 
 
+def n_classes(top: str) -> int:
+    """Number of classes of the data set ``pair``."""
+    return len(_choice("top", top)[1])
+
+
 def pair_fingerprint(top: str, bottom: str) -> Callable[[str | None], str] | None:
     """``(data_root) -> SHA-256`` of the images of ``pair`` that may be others elsewhere, or None without any.
 
