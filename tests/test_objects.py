@@ -202,6 +202,14 @@ def test_a_finished_file_is_kept_and_one_with_losses_made_again(tmp_path: Path) 
         cutting.prepare(root, out, Selection(min_area=60, size=32, splits=("train2017",)))
 
 
+def test_a_least_area_is_the_same_as_a_whole_and_as_a_decimal_number(tmp_path: Path) -> None:
+    root, out = write_coco(tmp_path / "coco", n=2), tmp_path / "out"
+    whole, decimal = (Selection(min_area=area, size=32, splits=("train2017",)) for area in (50, 50.0))
+    before = cutting.prepare(root, out, whole)
+    shutil.rmtree(root / "train2017")
+    assert cutting.prepare(root, out, decimal) == before  # the file is known, no image is read
+
+
 def test_what_is_not_coco_is_reported(tmp_path: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(SettingError, match=r"annotations are missing: .*instances_train2017.json"):

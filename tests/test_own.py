@@ -166,6 +166,40 @@ def test_an_unreadable_image_is_named(root: Path) -> None:
         of_folder(root)
 
 
+def test_train_says_each_thing_once_and_the_same_of_a_finished_run(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for place in ("a/yak", "b/yak"):
+        (root / place).mkdir()
+        (root / place / "0.png").write_bytes(encoded(noise_image(len(place))))
+        (root / place / "1.png").write_bytes(encoded(noise_image(7)))
+    flags = ["--data", "folder", "--data-root", str(root), "--test-envs", "c", "--data-options", "size", "8"]
+    flags += [
+        "--width",
+        "4",
+        "--steps",
+        "2",
+        "--method",
+        "irm",
+        "--lr",
+        "0.001",
+        "--out",
+        str(tmp_path / "o"),
+    ]
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        assert main(["train", *flags]) == 0
+    texts = [str(one.message) for one in told]
+    assert sum("has no image of yak" in text for text in texts) == 1 and len(texts) == len({*texts})
+    advice = next(text for text in texts if "two classes" in text)
+    assert "there are 3: pass" in advice and "--penalty-weight 3000" in advice and "--lr 0" not in advice
+    first = capsys.readouterr().out
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert main(["train", *flags, "--resume"]) == 0
+    assert capsys.readouterr().out == first
+
+
 def test_a_class_without_any_image_is_named(root: Path) -> None:
     (root / "a" / "yak").mkdir()
     with pytest.raises(SettingError, match=r"every class in .* needs an image .* got \['yak'\]"):

@@ -73,6 +73,7 @@ class Selection:
             (self.vehicles, self.animals),
             "Leave them out for the usual seven.",
         )
+        object.__setattr__(self, "min_area", float(self.min_area))  # 2500 and 2500.0 are one plan
         require(self.min_area >= 0, "`min_area` must not be negative", self.min_area, "10000 is usual.")
         require(8 <= self.size <= 512, "`size` must lie from 8 to 512 pixels", self.size, "64 is usual.")
         require(
@@ -387,7 +388,7 @@ def _finished(out: Path, plan: dict[str, Any]) -> Report | None:
     if not out.is_file():
         raise SettingError(f"`out` {out} is a folder; it must name a file.")
     _, note = prepared(out)
-    if any(canonical(note.get(name)) != canonical(asked) for name, asked in plan.items()):
+    if any(note.get(name) != asked for name, asked in json.loads(canonical(plan)).items()):
         raise SettingError(f"`out` {out} holds other objects of COCO. Name another file.")
     report = Report(note["counts"], note["losses"])
     return None if report.counts["missing"] or report.counts["unreadable"] else report

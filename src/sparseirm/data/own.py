@@ -239,6 +239,30 @@ manifest = partial(own_images, manifest_entries, "manifest")
 """`own_images` of a CSV file."""
 
 
+def n_classes(name: str, data_root: str | None) -> int:
+    """How many classes images have.
+
+    Args:
+        name: ``folder`` or ``manifest``.
+        data_root: the folder, or the CSV file.
+
+    Returns:
+        The number of classes in all environments together.
+
+    Raises:
+        SettingError: if the images cannot be listed.
+    """
+    entries = folder_entries if name == "folder" else manifest_entries
+    return len({entry.label for entry in _silently(entries, data_root)})
+
+
+def _silently(entries: Listing, data_root: str | None) -> list[Entry]:
+    """Without what is said once, when the images are read."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return entries(data_root)
+
+
 def fingerprint(entries: Listing, data_root: str | None) -> str:
     """What the images are, as a SHA-256 of every environment, class and content.
 
@@ -252,7 +276,9 @@ def fingerprint(entries: Listing, data_root: str | None) -> str:
     Raises:
         SettingError: if the images cannot be listed.
     """
-    seen = [(entry.env, entry.label, digest(entry.path.read_bytes())) for entry in entries(data_root)]
+    seen = [
+        (entry.env, entry.label, digest(entry.path.read_bytes())) for entry in _silently(entries, data_root)
+    ]
     return digest(repr(seen).encode())
 
 
