@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -21,9 +23,11 @@ from html_pages import parsed
 from image_makers import encoded, noise_image, write_folder, write_manifest
 from sparseirm import load_model, run
 from sparseirm.cli import main
+from sparseirm.core import SettingError
 from sparseirm.data.own import own_images
 from sparseirm.study import image_commands
 from sparseirm.study.fit import holds_images
+from sparseirm.study.image_commands import predict_images
 from sparseirm.study.image_result import as_image_result
 from sparseirm.study.image_runs import assess_images, attention, candidates, recipe_of
 from sparseirm.study.image_study import conduct_images
@@ -200,6 +204,15 @@ def test_predictions_are_the_networks(root: Path, fitted: Path, tmp_path: Path) 
         assert float(row["probability_dog"]) == pytest.approx(sure, abs=1e-6)
         assert float(row["probability_cat"]) == pytest.approx(1 - sure, abs=1e-6)
         assert row["prediction"] == ("dog" if sure > 0.5 else "cat")
+
+
+@pytest.mark.skipif(sys.platform in ("darwin", "win32"), reason="names are always Unicode there")
+def test_an_image_named_in_another_encoding_is_named(fitted: Path, tmp_path: Path) -> None:
+    strange = os.fsdecode(os.fsencode(tmp_path) + b"/\xe4.png")
+    noise_image(0).save(strange)
+    for data in (tmp_path, Path(strange)):
+        with pytest.raises(SettingError, match=r"^the name of '\\udce4.png' is not UTF-8"):
+            predict_images(fitted, data, output=tmp_path / "x.csv")
 
 
 def test_one_image_can_be_predicted(root: Path, fitted: Path, tmp_path: Path) -> None:

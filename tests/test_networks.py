@@ -142,6 +142,17 @@ def test_what_is_given_wins_over_a_resnet_s_settings() -> None:
     assert replace(deep, n_train=100).resolved().resolved().batch_size is None
 
 
+@pytest.mark.parametrize("data", ["pair", "folder"])
+def test_only_the_default_batch_size_is_lowered_to_the_samples_there_are(data: str) -> None:
+    split = tiny_images(24).train
+    usual = Recipe(data=data, test_envs=("c",) if data == "folder" else None, model="resnet18").resolved()
+    assert usual.batch_size == 1024
+    assert runs._batches(usual, split).batch_size == len(split)
+    with pytest.raises(SettingError, match=r"`batch_size` must lie .* got 1000. Leave it out"):
+        runs._batches(replace(usual, batch_size=1000), split)
+    assert runs._batches(replace(usual, batch_size=12), split).batch_size == 12
+
+
 def test_epochs_are_counted_in_steps_the_last_one_whole() -> None:
     recipe = Recipe(epochs=3, batch_size=100, n_train=1050)
     assert recipe.resolved().plan().steps == 33

@@ -15,7 +15,7 @@ from image_makers import change_coco, encoded, noise_image, rows_of, write_cifar
 from makers import assert_same_bits
 from sparseirm.cli import main
 from sparseirm.core import SettingError
-from sparseirm.data import DATASETS, DataSet, coco, cutting, objects
+from sparseirm.data import DATASETS, DataSet, coco, cutting, disk, objects
 from sparseirm.data.cutting import COUNTS, Selection
 from sparseirm.files import read_tensors, write_tensors
 from sparseirm.recipe import Recipe
@@ -107,15 +107,57 @@ def test_images_that_are_missing_damaged_or_elsewhere_are_counted(tmp_path: Path
     }
 
 
-@pytest.mark.parametrize("code", [[[1, 2]], {"counts": "!!", "size": [32, 32]}, [[0, 0, 0, 0, 0, 0]], 7])
+@pytest.mark.parametrize(
+    "code",
+    [
+        *([[1, 2]], {"counts": "!!", "size": [32, 32]}, [[0, 0, 0, 0, 0, 0]], 7, [], [[0, 0, 9, 0, 9, 9, 1]]),
+        *([[0, 0, far, 0, far, far]] for far in (1e9, -1e9, 1e300, float("nan"))),
+        *({"counts": "", "size": size} for size in ([32, 32], [32, 31], [10**5, 10**5], 32)),
+        *({"counts": counts, "size": [32, 32]} for counts in ([0, 10**9], [2000, -976], [1000, 23.5])),
+    ],
+)
 def test_a_mask_that_cannot_be_read_is_counted(code: Any, tmp_path: Path) -> None:
+    root = write_coco(tmp_path / "coco", n=2)
+    change_note(root, segmentation=code)
+    counts = cutting.prepare(root, tmp_path / "out", SMALL).counts
+    assert (counts["unreadable"], counts["vehicles"], counts["animals"]) == (1, 1, 2)
+
+
+def change_note(root: Path, **changes: Any) -> None:
+    """Change the first annotation; None takes a value away."""
+    path = root / "annotations" / "instances_train2017.json"
+    payload = json.loads(path.read_text())
+    note = payload["annotations"][0] | changes
+    payload["annotations"][0] = {name: value for name, value in note.items() if value is not None}
+    path.write_text(json.dumps(payload))
+
+
+@pytest.mark.parametrize(
+    ("how", "changes"),
+    [
+        *(("unreadable", {name: None}) for name in ("area", "segmentation", "id", "category_id", "image_id")),
+        ("missing", {"image_id": 99}),
+        ("unreadable", {"area": "large"}),
+        ("unreadable", {"id": 10**30}),
+    ],
+)
+def test_an_incomplete_annotation_costs_no_other(how: str, changes: dict[str, Any], tmp_path: Path) -> None:
     root = write_coco(tmp_path / "coco", n=2)
     path = root / "annotations" / "instances_train2017.json"
     payload = json.loads(path.read_text())
-    payload["annotations"][0]["segmentation"] = code
+    del payload["annotations"][1]  # the truck that would stand in for the first
     path.write_text(json.dumps(payload))
+    change_note(root, **changes)
     counts = cutting.prepare(root, tmp_path / "out", SMALL).counts
-    assert (counts["unreadable"], counts["vehicles"], counts["animals"]) == (1, 1, 2)
+    assert (counts[how], counts["vehicles"], counts["animals"]) == (1, 1, 2)
+
+
+@pytest.mark.parametrize("field", ["file_name", "width", "height"])
+def test_an_incomplete_image_costs_no_other(field: str, tmp_path: Path) -> None:
+    root = write_coco(tmp_path / "coco", n=2)
+    change_coco(root, **{field: None})
+    counts = cutting.prepare(root, tmp_path / "out", SMALL).counts
+    assert (counts["unreadable"], counts["vehicles"], counts["animals"]) == (2, 1, 1)
 
 
 def test_a_preparation_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,6 +200,14 @@ def test_a_finished_file_is_kept_and_one_with_losses_made_again(tmp_path: Path) 
     assert cutting.prepare(root, out, SMALL) == report  # nothing was read again
     with pytest.raises(SettingError, match="holds other objects"):
         cutting.prepare(root, out, Selection(min_area=60, size=32, splits=("train2017",)))
+
+
+def test_a_least_area_is_the_same_as_a_whole_and_as_a_decimal_number(tmp_path: Path) -> None:
+    root, out = write_coco(tmp_path / "coco", n=2), tmp_path / "out"
+    whole, decimal = (Selection(min_area=area, size=32, splits=("train2017",)) for area in (50, 50.0))
+    before = cutting.prepare(root, out, whole)
+    shutil.rmtree(root / "train2017")
+    assert cutting.prepare(root, out, decimal) == before  # the file is known, no image is read
 
 
 def test_what_is_not_coco_is_reported(tmp_path: Path) -> None:
@@ -394,6 +444,20 @@ def test_photographs_have_64_pixels_a_side_unless_told_otherwise(tmp_path: Path)
     recipe = Recipe(data="photos_on_colors", n_train=10, method="erm").resolved()
     assert recipe.data_options["size"] == 64
     assert recipe.make_data(root).train.samples.x.shape == (10, 3, 64, 64)
+
+
+def test_pictures_that_would_fill_the_memory_are_kept_on_disk(
+    many: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = colored_object(many, n_train=100, size=80)
+    monkeypatch.setattr(disk, "_memory", lambda: 2 * usual.train.samples.x.nbytes - 2)
+    with pytest.warns(UserWarning, match=r"100 images of 80 x 80 pixels need .* lower `size`"):
+        large = colored_object(many, n_train=100, size=80)
+    for name, split in usual.splits.items():
+        assert torch.equal(split.samples.x, large.splits[name].samples.x)
+    monkeypatch.setattr(disk, "_memory", lambda: 1 << 60)
+    with pytest.raises(SettingError, match=r"need .* GB of memory, which are not to be had. Lower `size`"):
+        disk.room(1 << 25, 512)((1 << 40, 3, 512, 512))
 
 
 # The real thing.

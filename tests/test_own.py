@@ -1,5 +1,7 @@
 """Claims about your own images: folders and tables agree, what is held out stays out, mistakes are named."""
 
+import os
+import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -15,7 +17,7 @@ from torch import Tensor
 from image_makers import ENVIRONMENTS, KINDS, encoded, noise_image, rows_of, write_folder, write_manifest
 from sparseirm.cli import main
 from sparseirm.core import SettingError
-from sparseirm.data import DataSet, own
+from sparseirm.data import DataSet, disk, own
 from sparseirm.data.own import folder, manifest
 from sparseirm.experiments.store import Store
 from sparseirm.experiments.sweep import carry_out, pinned, sweep
@@ -164,9 +166,51 @@ def test_an_unreadable_image_is_named(root: Path) -> None:
         of_folder(root)
 
 
+def test_train_says_each_thing_once_and_the_same_of_a_finished_run(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for place in ("a/yak", "b/yak"):
+        (root / place).mkdir()
+        (root / place / "0.png").write_bytes(encoded(noise_image(len(place))))
+        (root / place / "1.png").write_bytes(encoded(noise_image(7)))
+    flags = ["--data", "folder", "--data-root", str(root), "--test-envs", "c", "--data-options", "size", "8"]
+    flags += [
+        "--width",
+        "4",
+        "--steps",
+        "2",
+        "--method",
+        "irm",
+        "--lr",
+        "0.001",
+        "--out",
+        str(tmp_path / "o"),
+    ]
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        assert main(["train", *flags]) == 0
+    texts = [str(one.message) for one in told]
+    assert sum("has no image of yak" in text for text in texts) == 1 and len(texts) == len({*texts})
+    advice = next(text for text in texts if "two classes" in text)
+    assert "there are 3: pass" in advice and "--penalty-weight 3000" in advice and "--lr 0" not in advice
+    first = capsys.readouterr().out
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert main(["train", *flags, "--resume"]) == 0
+    assert capsys.readouterr().out == first
+
+
 def test_a_class_without_any_image_is_named(root: Path) -> None:
     (root / "a" / "yak").mkdir()
     with pytest.raises(SettingError, match=r"every class in .* needs an image .* got \['yak'\]"):
+        of_folder(root)
+
+
+@pytest.mark.parametrize("place", ["a", "a/cat"])
+@pytest.mark.skipif(sys.platform in ("darwin", "win32"), reason="names are always Unicode there")
+def test_a_folder_named_in_another_encoding_is_named(place: str, root: Path) -> None:
+    os.rename(root / place, os.fsencode(root / place) + b"\xe4")
+    with pytest.raises(SettingError, match=r"^the name of '[a-z/]+\\udce4.* is not UTF-8. Rename it\.$"):
         of_folder(root)
 
 
@@ -252,15 +296,15 @@ def test_images_that_would_fill_the_memory_are_kept_on_disk(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     needed = 60 * 3 * 12 * 12 * 4
-    monkeypatch.setattr(own, "_memory", lambda: 2 * needed)
+    monkeypatch.setattr(disk, "_memory", lambda: 2 * needed)
     usual = of_folder(root)
-    monkeypatch.setattr(own, "_memory", lambda: 2 * needed - 2)
+    monkeypatch.setattr(disk, "_memory", lambda: 2 * needed - 2)
     with pytest.warns(UserWarning, match=r"60 images of 12 x 12 pixels need .* lower `size`"):
         large = of_folder(root)
     for name, split in usual.splits.items():
         assert torch.equal(split.samples.x, large.splits[name].samples.x)
     monkeypatch.undo()
-    assert (own._memory() or 1 << 31) > 1 << 28
+    assert (disk._memory() or 1 << 31) > 1 << 28
 
 
 # Tables.

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from image_makers import encoded, noise_image, rows_of, write_cifar
+from sparseirm import registry
 from sparseirm.core import SettingError
 from sparseirm.data import DATASETS, DataSet, Split, cifar
 from sparseirm.data.paired import PAIRS, paired
@@ -161,9 +162,17 @@ def test_any_two_sources_are_a_data_set_of_a_recipe() -> None:
         assert torch.equal(one, other)
 
 
+def test_a_pair_of_three_classes_has_the_settings_of_many() -> None:
+    three = {"top": "digits:3,8,1", "bottom": "digits:0,1,2"}
+    many, pair = Recipe(data="full_colored_digits").resolved(), Recipe(data="pair").resolved()
+    found = Recipe(data="pair", data_options=three).resolved()
+    assert found.penalty_weight == many.penalty_weight != pair.penalty_weight
+    assert (found.lr, found.lr_drop) == (many.lr, many.lr_drop) != (pair.lr, pair.lr_drop)
+
+
 @pytest.mark.parametrize("words", ["digits", "digits:", "", "digits:3,12", "letters:a,b"])
 def test_a_pair_of_what_is_not_there_is_refused(words: str) -> None:
-    with pytest.raises(SettingError, match=r"`top` of data set 'pair'|class of 'digits'|source of images"):
+    with pytest.raises(SettingError, match=r"`top` of data set 'pair'|class of 'digits'|no source is"):
         Recipe(data="pair", data_options={"top": words}).resolved().make_data()
 
 
@@ -186,7 +195,7 @@ def test_a_pair_is_tied_to_files_that_may_differ_elsewhere() -> None:
         ({"top": ("digits", ("3", "8", "9"))}, "`top` and `bottom` must have as many classes"),
         ({"top": ("digits", ("3", "3"))}, "`classes` of 'digits' must be two or more names, each once"),
         ({"top": ("digits", ("3", "x"))}, "no class of 'digits' is named 'x'"),
-        ({"top": ("digit", ("3", "8"))}, "no source of images is named 'digit'. Did you mean 'digits'"),
+        ({"top": ("digit", ("3", "8"))}, "no source is named 'digit'. Did you mean 'digits'"),
         ({"n_train": 1}, "`n_train` must be an integer of at least 2"),
         ({"correlations": (0.5,)}, "`correlations` must be three or more"),
         ({"label_noise": 10}, "`label_noise` must lie in"),
@@ -411,3 +420,83 @@ def test_a_result_on_cifar_names_its_files_and_is_tied_to_them(
     write_cifar(tmp_path / "data", n_train=13, classes=CARS[1])
     with pytest.raises(SettingError, match=r"holds another run \(data_digest: "):
         run(recipe, data_root=str(tmp_path / "data"), out=tmp_path / "out", resume=True)
+
+
+# Other sources.
+
+
+def write_classes(root: Path, n: int = 40) -> Path:
+    """Class folders of pictures of 8 x 8 pixels, the first of each class there twice."""
+    for kind in ("cat", "dog"):
+        (root / kind).mkdir(parents=True)
+        for i in range(n):
+            (root / kind / f"{i}.png").write_bytes(
+                encoded(noise_image(2 * max(i, 1) + (kind == "dog"), (8, 8)))
+            )
+    return root
+
+
+def test_class_folders_are_a_source_plain_or_zipped(tmp_path: Path) -> None:
+    write_classes(tmp_path / "data" / "pets")
+    recipe = Recipe(data="pair", n_train=40, data_options={"top": "folder:pets:dog,cat"}).resolved()
+    pinned, plain = recipe.pinned(str(tmp_path / "data")), recipe.make_data(str(tmp_path / "data"))
+    assert plain.label_names == ("dog", "cat") and plain.train.samples.x.shape == (40, 3, 16, 8)
+    picture = np.asarray(Image.open(tmp_path / "data" / "pets" / "dog" / "1.png")).transpose(2, 0, 1)
+    divided = pools_of("folder:pets", ("dog", "cat"), str(tmp_path / "data"))
+    assert sum(len(labels) for _, labels in divided.values()) == 80
+    places = [
+        (p, int(y))
+        for p, part in divided.items()
+        for x, y in zip(*part, strict=True)
+        if (x.numpy() == picture).all()
+    ]
+    assert len(places) == 2 and len({*places}) == 1 and places[0][1] == 0  # a copy stays with its original
+    shutil.make_archive(str(tmp_path / "data" / "pets"), "zip", tmp_path / "data" / "pets")
+    shutil.rmtree(tmp_path / "data" / "pets")
+    assert same(recipe.make_data(str(tmp_path / "data")), plain)
+    assert recipe.pinned(str(tmp_path / "data")) == pinned and pinned.data_digest is not None
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("folder:pets:cat,cow", "there are none of cow. Complete it, or leave the class out"),
+        ("folder:nowhere:cat,dog", "neither a folder .*nowhere nor a file .*nowhere.zip"),
+        ("folder:pets", "`top` of data set 'pair' must be a source and its classes"),
+        ("folder:few:cat,dog", "must have images of every class for each part"),
+        ("folder:mixed:cat,dog", "must all be of one size; got .'8 x 8', '9 x 9'"),
+    ],
+)
+def test_class_folders_that_are_none_are_refused(source: str, message: str, tmp_path: Path) -> None:
+    write_classes(tmp_path / "pets", 2)
+    write_classes(tmp_path / "few", 2)
+    write_classes(tmp_path / "mixed", 3)
+    (tmp_path / "mixed" / "cat" / "0.png").write_bytes(encoded(noise_image(0, (9, 9))))
+    with pytest.raises(SettingError, match=message):
+        Recipe(data="pair", data_options={"top": source}).resolved().make_data(str(tmp_path))
+
+
+def test_a_source_of_another_package_is_paired(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Named:
+        name, classes = "turned", tuple("abcdefghij")
+
+        def load(self) -> Any:
+            return self
+
+        def __call__(self, data_root: str | None) -> tuple[Tensor, Tensor]:
+            pixels, labels = load_images("digits")
+            return pixels.flip(1), labels
+
+    monkeypatch.setattr(
+        registry, "entry_points", lambda group: [Named()] if group == "sparseirm.source" else []
+    )
+    recipe = Recipe(data="pair", n_train=100, data_options={"top": "turned:b,d"}).resolved().pinned()
+    data = recipe.make_data()
+    assert recipe.data_digest is not None and data.label_names == ("b", "d")
+    above = data.train.samples.x[:, 0, :8].flip(1)
+    assert {digit_of()[image] for image in rows_of(above)} == {1, 3}
+    monkeypatch.delattr(Named, "classes")
+    numbered = pools_of("turned", ("1", "3"))
+    assert sum(len(labels) for _, labels in numbered.values()) == sum(
+        int((load_images("digits")[1] == k).sum()) for k in (1, 3)
+    )

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 from sparseirm.core import Loss, Penalty, SettingError, Sparsifier
-from sparseirm.data import DATASETS, DEFAULTS, MANY_CLASSES, OPTIONS, OWN, DataSet, fingerprint
+from sparseirm.data import DATASETS, DEFAULTS, OPTIONS, OWN, DataSet, fingerprint, many_classes
 from sparseirm.data.environments import steps_per_epoch, without_environment
 from sparseirm.files import canonical, check_types, digest
 from sparseirm.inference import Inference
@@ -205,8 +205,9 @@ class Recipe:
 
     def _defaults(self) -> dict[str, Any]:
         """Values of what is left open, of the settings and the data set."""
+        many = many_classes(self.data, self.data_options)
         usual = {
-            **defaults(self.settings, self.model, self.data, self.optimizer, many=self.data in MANY_CLASSES),
+            **defaults(self.settings, self.model, self.data, self.optimizer, many),
             **DEFAULTS.get(self.data, {}),
         }
         if self.steps is not None or self.epochs is not None:
@@ -255,6 +256,11 @@ class Recipe:
         recipe._check_budget()
         recipe.make_sparsifier(d=1 << 40, n_train=1 << 20)
         return recipe
+
+    @property
+    def has_default_batches(self) -> bool:
+        """Whether a resolved recipe's batch size is the default, which no choice was made for."""
+        return self.batch_size == self._defaults().get("batch_size")
 
     def to_json(self) -> dict[str, Any]:
         """As plain data, without the fields that are None, and without `YOUNGER` options at their default."""

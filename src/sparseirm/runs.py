@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from sparseirm.core import Moment, NonFiniteError, SettingError, first_line
-from sparseirm.data import OWN, Batches, DataSet
+from sparseirm.data import Batches, DataSet
 from sparseirm.data.environments import Split
 from sparseirm.evaluation.batch_norm import deployed_buffers
 from sparseirm.evaluation.metrics import Score, deployed, evaluate, undecided
@@ -423,8 +423,8 @@ def _shapes(data: DataSet) -> dict[str, Any]:
 
 def _batches(recipe: Recipe, training: Split) -> Batches:
     size, n = recipe.batch_size, len(training)
-    if size and (recipe.data in OWN or recipe.leave_out is not None):
-        size = min(size, n)  # how many samples there are was not known when the default was chosen
+    if size and (recipe.leave_out is not None or recipe.has_default_batches):
+        size = min(size, n)  # how many samples there are was not known when it was chosen
     return Batches(training.samples, len(training.names), size, recipe.seed)
 
 

@@ -48,7 +48,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 """Name to the data set's own defaults, written out."""
 
 MANY_CLASSES = frozenset(name for name in DATASETS if name.startswith("full_colored_"))
-"""Data sets with more than two classes, as far as that is known before they are built."""
+"""Data sets that always have more than two classes, as far as that is known before they are built."""
 
 OPTIONS: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("colored_object", "photos_on_colors"), objects.OPTIONS),
@@ -65,6 +65,17 @@ FINGERPRINTS: dict[str, Callable[[str | None], str]] = {
     "manifest": partial(own.fingerprint, own.manifest_entries),
 }
 """Name to ``(data_root) -> SHA-256``, for data sets whose files may be others elsewhere, or tomorrow."""
+
+
+def many_classes(name: str, chosen: Mapping[str, Any]) -> bool:
+    """Whether a data set with these options is known to have more than two classes.
+
+    >>> many_classes("pair", {}), many_classes("pair", {"top": "digits:3,5,8"})
+    (False, True)
+    """
+    if name == "pair":
+        return paired.n_classes(str(chosen.get("top", paired.OPTIONS["top"]))) > 2
+    return name in MANY_CLASSES
 
 
 def fingerprint(name: str, chosen: Mapping[str, Any]) -> Callable[[str | None], str] | None:

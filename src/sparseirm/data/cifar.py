@@ -25,7 +25,7 @@ ORIGINALS = "cifar-10-batches-py"
 """The folder of the original files, as torchvision names it."""
 
 LARGEST = 1 << 20
-"""Bytes an image file of 32 x 32 pixels may have."""
+"""Bytes an image file in a zip may have."""
 
 File = tuple[str, str, bytes]
 """Class, name and content of an image file."""
@@ -114,10 +114,26 @@ def note(data_root: str | None = None, classes: Sequence[str] = CLASSES) -> str:
 def _files(part: str, data_root: str | None, classes: Sequence[str]) -> list[File] | None:
     """All image files of some classes, in the order of classes and names; None for the original files."""
     root = data_folder(data_root)
-    place = root / "cifar10" / part
-    archive = place.with_suffix(".zip")
     if (root / ORIGINALS).is_dir():
         return None
+    return class_files(root / "cifar10" / part, classes, "or remove it to download the original")
+
+
+def class_files(place: Path, classes: Sequence[str], otherwise: str) -> list[File] | None:
+    """The image files of class folders, plain or zipped.
+
+    Args:
+        place: the folder that holds CLASS/NAME; or, with ``.zip`` behind its name, a zip of it.
+        classes: the classes, by name.
+        otherwise: what can be done but completing it, for the message.
+
+    Returns:
+        The files in the order of classes and names; None if there is neither folder nor zip.
+
+    Raises:
+        SettingError: if there is no image of a class, or the zip cannot be read.
+    """
+    archive = place.with_name(f"{place.name}.zip")
     if place.is_dir():
         found = [(path.parent.name, path.name, path) for path in place.glob("*/*") if path.is_file()]
         files = [(f, name, path.read_bytes()) for f, name, path in sorted(found) if _wanted(f, name, classes)]
@@ -129,7 +145,7 @@ def _files(part: str, data_root: str | None, classes: Sequence[str]) -> list[Fil
     if missing:
         raise SettingError(
             f"{place if place.is_dir() else archive} must hold image files CLASS/NAME of each class; there "
-            f"are none of {', '.join(sorted(missing))}. Complete it, or remove it to download the original."
+            f"are none of {', '.join(sorted(missing))}. Complete it, {otherwise}."
         )
     return files
 
@@ -142,7 +158,9 @@ def _zipped(archive: Path, classes: Sequence[str]) -> list[File]:
             wanted = [n for n in names if len(n) == 2 and _wanted(n[0], n[1], classes)]
             for folder, name in wanted:
                 if members.getinfo(f"{folder}/{name}").file_size > LARGEST:
-                    raise zipfile.BadZipFile(f"{folder}/{name} is too large for an image of 32 x 32")
+                    raise zipfile.BadZipFile(
+                        f"{folder}/{name} is too large for an image: {LARGEST} bytes at most"
+                    )
             return [(folder, name, members.read(f"{folder}/{name}")) for folder, name in wanted]
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise SettingError(f"{archive} cannot be read ({error}). Replace it.") from None

@@ -38,6 +38,9 @@ CHUNK = 256
 LOSSES = 20
 """Lost images that are named."""
 
+INCOMPLETE = (KeyError, TypeError, ValueError, OverflowError, AttributeError)
+"""What reading a record raises that lacks a value, or has another in its place."""
+
 COUNTS = ("vehicles", "animals", "crowd", "small", "not_largest", "missing", "unreadable", "unsafe")
 """What a preparation counts."""
 
@@ -70,6 +73,7 @@ class Selection:
             (self.vehicles, self.animals),
             "Leave them out for the usual seven.",
         )
+        object.__setattr__(self, "min_area", float(self.min_area))  # 2500 and 2500.0 are one plan
         require(self.min_area >= 0, "`min_area` must not be negative", self.min_area, "10000 is usual.")
         require(8 <= self.size <= 512, "`size` must lie from 8 to 512 pixels", self.size, "64 is usual.")
         require(
@@ -84,9 +88,9 @@ class Report:
     Attributes:
         counts: number of objects under each of `COUNTS`: ``vehicles`` and ``animals`` written; annotations of
             these classes passed over because they are a ``crowd``, ``small``, or ``not_largest`` of their
-            class in the image; objects lost with images that are ``missing``, ``unreadable`` or ``unsafe``
-            (the file name is a path).
-        losses: the first images that were lost, and why.
+            class in the image; objects lost since their image is ``missing``, image, mask or annotation is
+            ``unreadable``, or the file name is a path (``unsafe``).
+        losses: the first objects that were lost, and why.
     """
 
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
@@ -133,9 +137,9 @@ def prepare(
     """Cut the largest object of every class out of every COCO image, by its mask, into one file.
 
     Reads ``annotations/instances_SPLIT.json`` and ``SPLIT/*.jpg`` below ``coco_root``. Crowds are left out.
-    An image that is missing or cannot be read is counted and passed over. Finished parts are kept in
-    ``OUT.parts`` until the end, so that the same call goes on after an interruption; parts and files with
-    missing or unreadable images are made again.
+    An object whose image, mask or annotation is missing or cannot be read is counted and passed over.
+    Finished parts are kept in ``OUT.parts`` until the end, so that the same call goes on after an
+    interruption; parts and files with missing or unreadable images are made again.
 
     Args:
         coco_root: folder of the annotations and the images, unpacked.
@@ -211,31 +215,58 @@ def _candidates(
     }
     largest: dict[tuple[int, int], dict[str, Any]] = {}
     for note in payload["annotations"]:
-        if note["category_id"] not in labels:
-            continue
-        if note["iscrowd"] or note["area"] < selection.min_area:
-            report.counts["crowd" if note["iscrowd"] else "small"] += 1
-            continue
-        place = (note["image_id"], note["category_id"])
-        report.counts["not_largest"] += place in largest
-        if place not in largest or note["area"] > largest[place]["area"]:
-            largest[place] = note
-    images = {image["id"]: image for image in payload["images"]}
+        try:
+            if note["category_id"] not in labels:
+                continue
+            if note["iscrowd"] or note["area"] < selection.min_area:
+                report.counts["crowd" if note["iscrowd"] else "small"] += 1
+                continue
+            place = (_whole(note["image_id"]), note["category_id"])
+            if place not in largest or note["area"] > largest[place]["area"]:
+                report.counts["not_largest"] += place in largest
+                largest[place] = note
+            else:
+                report.counts["not_largest"] += 1
+        except INCOMPLETE as error:
+            report.lose("unreadable", f"annotation {_number(note)}: {error!r}")
+    images = {_number(image): image for image in payload["images"]}
     for (image_id, category), note in sorted(largest.items()):
-        image = images[image_id]
-        if not _is_plain(image["file_name"]):
-            report.lose("unsafe", f"{image['file_name']!r} is a path")
+        if image_id not in images:
+            report.lose("missing", f"annotation {_number(note)}: there is no image {image_id}")
             continue
-        yield Candidate(
-            path=folder / image["file_name"],
-            height=int(image["height"]),
-            width=int(image["width"]),
-            segmentation=note["segmentation"],
-            label=labels[category],
-            image_id=int(image_id),
-            annotation_id=int(note["id"]),
-            licence=int(image.get("license") or 0),
-        )
+        image = images[image_id]
+        try:
+            if not _is_plain(image["file_name"]):
+                report.lose("unsafe", f"{image['file_name']!r} is a path")
+                continue
+            candidate = Candidate(
+                path=folder / image["file_name"],
+                height=_whole(image["height"]),
+                width=_whole(image["width"]),
+                segmentation=note["segmentation"],
+                label=labels[category],
+                image_id=image_id,
+                annotation_id=_whole(note["id"]),
+                licence=_whole(image.get("license") or 0),
+            )
+        except INCOMPLETE as error:
+            report.lose("unreadable", f"image {image_id}, annotation {_number(note)}: {error!r}")
+            continue
+        yield candidate
+
+
+def _number(record: Any) -> Any:
+    """The number of an image or annotation, or None if it has none."""
+    number = record.get("id") if isinstance(record, dict) else None
+    return number if isinstance(number, int) else None
+
+
+def _whole(value: Any) -> int:
+    """A number that fits into the file."""
+    number = int(value)
+    if abs(number) >= 1 << 63:
+        raise ValueError(f"{number} is no number of COCO")
+    return number
 
 
 def _is_plain(name: str) -> bool:
@@ -304,19 +335,40 @@ def cut_out(candidate: Candidate, size: int) -> Tensor:
 def _mask(candidate: Candidate) -> NDArray[np.uint8]:
     """``(height, width)`` of 0 and 1."""
     library, code = _masks(), candidate.segmentation
+    height, width = candidate.height, candidate.width
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # pycocotools is not quite up to NumPy 2
             if isinstance(code, list):
-                code = library.merge(library.frPyObjects(code, candidate.height, candidate.width))
+                _check_polygons(code, height, width)
+                code = library.merge(library.frPyObjects(code, height, width))
+            elif list(code["size"]) != [height, width]:
+                raise ValueError(f"its size is {code['size']}, that of the image {[height, width]}")
             elif isinstance(code["counts"], list):
-                code = library.frPyObjects(code, candidate.height, candidate.width)
+                _check_runs(code["counts"], height * width)
+                code = library.frPyObjects(code, height, width)
             mask = np.asarray(library.decode(code), dtype=np.uint8)
+            if mask.shape != (height, width) or mask.sum() != library.area(code):
+                raise ValueError(f"it does not cover {height} x {width} pixels")
     except Exception as error:  # pycocotools fails in many ways on what is not a mask
         raise ValueError(f"the mask cannot be read ({error})") from None
-    if mask.shape != (candidate.height, candidate.width):
-        raise ValueError(f"the mask has shape {mask.shape}")
     return mask
+
+
+def _check_polygons(polygons: list[Any], height: int, width: int) -> None:
+    """Refuse what pycocotools, which checks nothing, would draw beyond its memory."""
+    for polygon in polygons:
+        corners = np.asarray(polygon, dtype=np.float64)
+        if corners.ndim != 1 or len(corners) < 6 or len(corners) % 2:
+            raise ValueError("a polygon must be a list of three corners or more, each x and y")
+        for axis, length in enumerate((width, height)):
+            if not ((corners[axis::2] >= -length) & (corners[axis::2] <= 2 * length)).all():
+                raise ValueError("a polygon lies far outside of the image")
+
+
+def _check_runs(counts: list[Any], n_pixels: int) -> None:
+    if not all(type(count) is int and count >= 0 for count in counts) or sum(counts) != n_pixels:
+        raise ValueError(f"the runs must be whole numbers that add up to {n_pixels} pixels")
 
 
 def _masks() -> Any:
@@ -336,7 +388,7 @@ def _finished(out: Path, plan: dict[str, Any]) -> Report | None:
     if not out.is_file():
         raise SettingError(f"`out` {out} is a folder; it must name a file.")
     _, note = prepared(out)
-    if any(canonical(note.get(name)) != canonical(asked) for name, asked in plan.items()):
+    if any(note.get(name) != asked for name, asked in json.loads(canonical(plan)).items()):
         raise SettingError(f"`out` {out} holds other objects of COCO. Name another file.")
     report = Report(note["counts"], note["losses"])
     return None if report.counts["missing"] or report.counts["unreadable"] else report

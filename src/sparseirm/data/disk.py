@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -67,9 +69,51 @@ def on_disk(shape: tuple[int, ...]) -> Tensor:
                 os.posix_fallocate(file.fileno(), 0, size)  # a full disk is found out now, not while writing
             else:
                 file.truncate(size)
+            return torch.from_numpy(np.memmap(file, np.float32, "r+", shape=shape))
         except OSError as error:
             raise SettingError(
                 f"{tempfile.gettempdir()} has no room for {size / 1e9:.1f} GB of a temporary file "
-                f"({error.strerror}). Make room, or set TMPDIR to another folder."
+                f"({error.strerror}). Make room, set TMPDIR to another folder, or make the data smaller."
             ) from None
-        return torch.from_numpy(np.memmap(file, np.float32, "r+", shape=shape))
+
+
+def room(n: int, size: int) -> Callable[[tuple[int, ...]], Tensor]:
+    """What makes room for images: in half of the machine's memory if they fit, otherwise on disk.
+
+    Args:
+        n: number of images.
+        size: height and width in pixels; the images have three channels.
+
+    Returns:
+        ``shape -> tensor`` of float32, whose numbers are still to be written. It raises a `SettingError` if
+        they fit neither here nor there.
+    """
+    needed, there = n * 3 * size**2 * 4, _memory()
+    if there is None or needed <= there / 2:
+        return _in_memory
+    warnings.warn(
+        f"{n} images of {size} x {size} pixels need {needed / 1e9:.1f} GB, and this machine has "
+        f"{there / 1e9:.1f} GB of memory: they are kept in a temporary file. Train on minibatches "
+        "(`batch_size`), or lower `size`",
+        stacklevel=4,
+    )
+    return on_disk
+
+
+def _in_memory(shape: tuple[int, ...]) -> Tensor:
+    try:
+        return torch.empty(shape)
+    except RuntimeError:
+        gigabytes = 4e-9 * torch.Size(shape).numel()
+        raise SettingError(
+            f"{shape[0]} images of {shape[-2]} x {shape[-1]} pixels need {gigabytes:.1f} GB of memory, which "
+            "are not to be had. Lower `size`, or take fewer images."
+        ) from None
+
+
+def _memory() -> int | None:
+    """Bytes of memory this machine has, or None where it does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None

@@ -18,6 +18,7 @@ from torch.nn.functional import interpolate
 from sparseirm.core import SettingError
 from sparseirm.data import cifar, coco
 from sparseirm.data.construction import Construction, constructed, construction, is_probability, require
+from sparseirm.data.disk import room
 from sparseirm.data.environments import DataSet
 from sparseirm.data.pools import Pools, pools_of
 from sparseirm.files import digest
@@ -241,15 +242,19 @@ def composite(rgba: Tensor, members: Tensor, behind: Tensor, size: int) -> Tenso
         size: height and width to scale to, in pixels.
 
     Returns:
-        ``(n, 3, size, size)`` float32 in [0, 1].
+        ``(n, 3, size, size)`` float32 in [0, 1]; in a temporary file if memory is short.
+
+    Raises:
+        SettingError: if there is no room on the disk, either.
 
     Example:
         >>> clear = torch.zeros(1, 4, 8, 8, dtype=torch.uint8)
         >>> composite(clear, torch.tensor([0]), torch.tensor([[0.2, 0.4, 0.6]]), 16)[0, :, 3, 5]
         tensor([0.2000, 0.4000, 0.6000])
     """
-    x = torch.empty(len(members), 3, size, size)
-    for some in torch.split(torch.arange(len(members)), 1000):  # all at once would fill the memory
+    x = room(len(members), size)((len(members), 3, size, size))
+    at_once = max(1, min(1000, 1000 * 64**2 // size**2))  # all would fill the memory
+    for some in torch.split(torch.arange(len(members)), at_once):
         scaled = rgba[members[some]] / 255
         if scaled.shape[-2:] != (size, size):
             scaled = interpolate(scaled, (size, size), mode="bilinear", antialias=True, align_corners=False)

@@ -7,7 +7,6 @@ validation. Nothing here knows of a spurious attribute.
 from __future__ import annotations
 
 import csv
-import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -24,7 +23,7 @@ from torch import Tensor
 from sparseirm.core import SettingError
 from sparseirm.data.construction import require
 from sparseirm.data.decoding import is_image_name, rgb
-from sparseirm.data.disk import on_disk
+from sparseirm.data.disk import room
 from sparseirm.data.environments import Batch, DataSet, Split
 from sparseirm.files import digest
 from sparseirm.randomness import generator
@@ -67,11 +66,13 @@ def folder_entries(data_root: str | None) -> list[Entry]:
         One entry per image, sorted by environment, class and name.
 
     Raises:
-        SettingError: if there is no such folder, or a class has a folder but no image anywhere.
+        SettingError: if there is no such folder, a class has a folder but no image anywhere, or the name of
+            an environment or a class is not UTF-8.
     """
     root = _root(data_root, "folder", "the folder that holds ENVIRONMENT/CLASS/IMAGE")
     require(root.is_dir(), "`data_root` must be a folder for data set 'folder'", str(root), "Check the path.")
     classes = [path for path in _visible(root, "*/*") if path.is_dir()]
+    refuse_other_encodings([path.relative_to(root) for path in classes])
     inside = [path for folder in classes for path in _visible(folder, "*")]
     images = [path for path in inside if path.is_file() and is_image_name(path.name)]
     empty = {folder.name for folder in classes} - {path.parent.name for path in images}
@@ -92,6 +93,22 @@ def folder_entries(data_root: str | None) -> list[Entry]:
     for name in _without_images(root, {path.parent.parent.name for path in images}):
         warnings.warn(f"environment {name!r} holds no image and is left out", stacklevel=2)
     return sorted(Entry(path.parent.parent.name, path.parent.name, path) for path in images)
+
+
+def refuse_other_encodings(paths: Iterable[Path]) -> None:
+    """Refuse names that are not UTF-8, as old archives leave them: no text file could hold them.
+
+    Args:
+        paths: files or folders.
+
+    Raises:
+        SettingError: naming the first such path.
+    """
+    for path in paths:
+        try:
+            str(path).encode()
+        except UnicodeEncodeError:
+            raise SettingError(f"the name of {str(path)!r} is not UTF-8. Rename it.") from None
 
 
 def manifest_entries(data_root: str | None) -> list[Entry]:
@@ -199,16 +216,16 @@ def own_images(
     found = entries(data_root)
     training, testing = _environments(found, test_envs, str(data_root))
     _check_classes(found, training, testing)
-    room = _room(len(found), size)
+    place = room(len(found), size)
     classes = tuple(sorted({entry.label for entry in found}))
     train, val = _held_out([entry for entry in found if entry.env in training], seed, val_fraction)
     test = [entry for entry in found if entry.env in testing]
     _warn_of_copies(train, {"validation": val, "test": test})
     return DataSet(
         name=name,
-        train=_split(train, training, classes, room, size),
-        val=_split(val, training, classes, room, size) if val else None,
-        test=_split(test, testing, classes, room, size) if test else None,
+        train=_split(train, training, classes, place, size),
+        val=_split(val, training, classes, place, size) if val else None,
+        test=_split(test, testing, classes, place, size) if test else None,
         loss="binary" if len(classes) == 2 else "multiclass",
         n_outputs=1 if len(classes) == 2 else len(classes),
         label_names=classes,
@@ -220,6 +237,30 @@ folder = partial(own_images, folder_entries, "folder")
 
 manifest = partial(own_images, manifest_entries, "manifest")
 """`own_images` of a CSV file."""
+
+
+def n_classes(name: str, data_root: str | None) -> int:
+    """How many classes images have.
+
+    Args:
+        name: ``folder`` or ``manifest``.
+        data_root: the folder, or the CSV file.
+
+    Returns:
+        The number of classes in all environments together.
+
+    Raises:
+        SettingError: if the images cannot be listed.
+    """
+    entries = folder_entries if name == "folder" else manifest_entries
+    return len({entry.label for entry in _silently(entries, data_root)})
+
+
+def _silently(entries: Listing, data_root: str | None) -> list[Entry]:
+    """Without what is said once, when the images are read."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return entries(data_root)
 
 
 def fingerprint(entries: Listing, data_root: str | None) -> str:
@@ -235,7 +276,9 @@ def fingerprint(entries: Listing, data_root: str | None) -> str:
     Raises:
         SettingError: if the images cannot be listed.
     """
-    seen = [(entry.env, entry.label, digest(entry.path.read_bytes())) for entry in entries(data_root)]
+    seen = [
+        (entry.env, entry.label, digest(entry.path.read_bytes())) for entry in _silently(entries, data_root)
+    ]
     return digest(repr(seen).encode())
 
 
@@ -337,10 +380,10 @@ def _split(
     entries: Sequence[Entry],
     environments: tuple[str, ...],
     classes: tuple[str, ...],
-    room: Callable[[tuple[int, ...]], Tensor],
+    place: Callable[[tuple[int, ...]], Tensor],
     size: int,
 ) -> Split:
-    x = room((len(entries), 3, size, size))
+    x = place((len(entries), 3, size, size))
     for image, entry in zip(x, entries, strict=True):
         image[:] = pixels(entry.path, size)
     y = torch.tensor([classes.index(entry.label) for entry in entries], dtype=torch.int64)
@@ -363,25 +406,3 @@ def _warn_of_copies(train: Sequence[Entry], others: dict[str, Sequence[Entry]]) 
                 f"{n} {part} images are training images, byte for byte: the {part} score is too good",
                 stacklevel=3,
             )
-
-
-def _room(n: int, size: int) -> Callable[[tuple[int, ...]], Tensor]:
-    """What makes room for images: in half of the machine's memory if they fit, otherwise on disk."""
-    needed, there = n * 3 * size**2 * 4, _memory()
-    if there is None or needed <= there / 2:
-        return torch.empty
-    warnings.warn(
-        f"{n} images of {size} x {size} pixels need {needed / 1e9:.1f} GB, and this machine has "
-        f"{there / 1e9:.1f} GB of memory: they are kept in a temporary file. Train on minibatches "
-        "(`batch_size`), or lower `size`",
-        stacklevel=3,
-    )
-    return on_disk
-
-
-def _memory() -> int | None:
-    """Bytes of memory this machine has, or None where it does not say."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None

@@ -15,10 +15,11 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import pad
 
-from sparseirm.data import cifar
+from sparseirm.data import cifar, pools
 from sparseirm.data.construction import constructed, construction, require
 from sparseirm.data.environments import DataSet
-from sparseirm.data.pools import POOLS, pools_of
+from sparseirm.data.pools import FOLDER, POOLS, pools_of
+from sparseirm.files import digest
 from sparseirm.randomness import generator
 
 Choice = tuple[str, Sequence[str]]
@@ -84,8 +85,8 @@ def paired(
     image comes from the same part of its source, each class shuffled by ``seed`` and gone through in turn.
 
     Args:
-        top: source and classes of the upper images, such as ``("cifar10", ("automobile", "truck"))``; a key
-            of `sparseirm.data.pools.POOLS`, and names in `sparseirm.data.pools.CLASSES`.
+        top: source and classes of the upper images, such as ``("cifar10", ("automobile", "truck"))``; see
+            `sparseirm.data.pools.pools_of`.
         bottom: the same for the lower images; as many classes.
         n_train: training samples of all environments together; default all of the upper source's pool.
         correlations: probability that lower image and noisy label agree, in each training environment (two
@@ -182,7 +183,8 @@ def pair(top: str, bottom: str, **arguments: Any) -> DataSet:
     """Any two sources combined, as the data set ``pair``; see `paired` for the arguments.
 
     Args:
-        top: source and classes of the upper images, such as ``cifar10:automobile,truck``.
+        top: source and classes of the upper images, such as ``cifar10:automobile,truck``, or
+            ``folder:DIR:cat,dog`` for class folders of your own; see `sparseirm.data.pools.pools_of`.
         bottom: the same for the lower images.
         **arguments: those of `paired`, besides ``top`` and ``bottom``.
 
@@ -199,19 +201,38 @@ def pair(top: str, bottom: str, **arguments: Any) -> DataSet:
     return paired(_choice("top", top), _choice("bottom", bottom), **arguments)
 
 
+def n_classes(top: str) -> int:
+    """Number of classes of the data set ``pair``."""
+    return len(_choice("top", top)[1])
+
+
 def pair_fingerprint(top: str, bottom: str) -> Callable[[str | None], str] | None:
-    """``(data_root) -> SHA-256`` of the CIFAR-10 images of the data set ``pair``; None if it has none."""
-    used = Pair(_choice("top", top), _choice("bottom", bottom), 0).cifar_classes
-    return partial(cifar.fingerprint, classes=used) if used else None
+    """``(data_root) -> SHA-256`` of the images of ``pair`` that may be others elsewhere, or None without any.
+
+    Those are CIFAR-10's, those of folders and those of other packages.
+    """
+    choices = (_choice("top", top), _choice("bottom", bottom))
+    used = Pair(*choices, 0).cifar_classes
+    outside = [choice for choice in choices if choice[0] not in POOLS]
+    of_cifar = [partial(cifar.fingerprint, classes=used)] if used else []
+    if not outside:
+        return of_cifar[0] if used else None
+
+    def whole(data_root: str | None) -> str:
+        found = [of(data_root) for of in of_cifar]
+        found += [pools.fingerprint(source, classes, data_root) for source, classes in outside]
+        return digest("\n".join(found).encode())
+
+    return whole
 
 
 def _choice(side: str, words: str) -> Choice:
-    source, colon, names = words.partition(":")
+    source, colon, names = words.rpartition(":")  # the source may be folder:DIR
     require(
-        bool(colon and names),
+        bool(colon and names) and f"{source}:" != FOLDER,
         f"`{side}` of data set 'pair' must be a source and its classes, such as 'digits:3,8'",
         words,
-        f"Sources are {', '.join(POOLS)}.",
+        f"Sources are {', '.join(POOLS)}, and folder:DIR.",
     )
     return source, tuple(name.strip() for name in names.split(","))
 

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
+import numpy as np
 import torch
 
+from sparseirm.core import SettingError
 from sparseirm.data import cifar
 from sparseirm.data.construction import require
-from sparseirm.data.sources import Images, load_images
-from sparseirm.randomness import generator
-from sparseirm.registry import one_of
+from sparseirm.data.decoding import rgb
+from sparseirm.data.sources import Images, data_folder, load_images
+from sparseirm.files import digest
+from sparseirm.randomness import generator, seed_of
+from sparseirm.registry import lookup, one_of
 
 Pools = dict[str, Images]
 """Images by part: ``train``, ``val``, ``test``."""
@@ -25,6 +30,9 @@ CLASSES = {
 }
 """Names of the classes of each source, in the order of their numbers."""
 
+FOLDER = "folder:"
+"""What the name of a source begins with that is a folder of class folders."""
+
 
 def pools(source: str, data_root: str | None = None) -> Pools:
     """All images of a source, divided.
@@ -33,7 +41,9 @@ def pools(source: str, data_root: str | None = None) -> Pools:
         source: a key of `POOLS`. ``mnist`` and ``fashion_mnist``: the first 50,000 images of the training
             file train, its last 10,000 test, and the test file validates. ``mnist_small``: the test file
             alone, 7,000, 1,000 and 2,000. ``digits``: 1,200, 297 and 300. ``cifar10``: the training file
-            trains; every other image of the test file validates, the rest test.
+            trains; every other image of the test file validates, the rest test. Or an entry point in group
+            ``sparseirm.source``, a loader ``(data_root) -> Images``: of its images about 70 % train, 10 %
+            validate and 20 % test, as their content decides.
         data_root: see `sparseirm.data.sources.data_folder`.
 
     Returns:
@@ -46,15 +56,18 @@ def pools(source: str, data_root: str | None = None) -> Pools:
         >>> [len(labels) for _, labels in pools("digits").values()]
         [1200, 297, 300]
     """
-    return POOLS[one_of("source of images", source, POOLS)](data_root)
+    loader: Any = lookup("source", POOLS, source)
+    return loader(data_root) if source in POOLS else _divided(loader(data_root))
 
 
 def pools_of(source: str, classes: Sequence[str], data_root: str | None = None) -> Pools:
     """The images of some classes, divided as in `pools`.
 
     Args:
-        source: a key of `POOLS`.
-        classes: two or more of the source's classes, by name.
+        source: as in `pools`; or ``folder:DIR``, where ``DIR`` in the data folder, or ``DIR.zip``, holds
+            CLASS/IMAGE; all images of one size.
+        classes: two or more of the source's classes, by name. Those of an entry point are the loader's
+            attribute ``classes``, in the order of their numbers, or else the numbers.
         data_root: see `sparseirm.data.sources.data_folder`.
 
     Returns:
@@ -67,17 +80,71 @@ def pools_of(source: str, classes: Sequence[str], data_root: str | None = None) 
         >>> pools_of("digits", ("3", "8"))["test"][1].unique()
         tensor([0, 1])
     """
-    known = CLASSES[one_of("source of images", source, POOLS)]
     require(
         len(classes) >= 2 and len(set(classes)) == len(classes),
         f"`classes` of {source!r} must be two or more names, each once",
         tuple(classes),
-        f"For example {known[:2]}.",
+        f"For example {CLASSES[source][:2]}." if source in CLASSES else "Name two.",
     )
-    numbers = [known.index(one_of(f"class of {source!r}", name, known)) for name in classes]
-    loader = partial(_cifar_pools, classes=classes) if source == "cifar10" else POOLS[source]  # not all ten
-    found = loader(data_root)
-    return {part: _chosen(images, numbers) for part, images in found.items()}
+    if source in CLASSES:
+        numbers = _positions(source, classes, CLASSES[source])  # before any file is looked for
+        found = _cifar_pools(data_root, classes) if source == "cifar10" else pools(source, data_root)
+    elif source.startswith(FOLDER):
+        numbers = list(range(len(classes)))
+        found = _divided(_of_folder(source.removeprefix(FOLDER), classes, data_root))
+    else:
+        found = pools(source, data_root)
+        numbers = _positions(source, classes, _classes(source, found))
+    chosen = {part: _chosen(images, numbers) for part, images in found.items()}
+    for part, (_, labels) in chosen.items():
+        absent = sorted({*range(len(classes))} - {*labels.tolist()})
+        require(
+            not absent,
+            f"{source!r} must have images of every class for each part; for {part!r} there are none of",
+            [classes[number] for number in absent],
+            "Add images, or leave the class out.",
+        )
+    return chosen
+
+
+def fingerprint(source: str, classes: Sequence[str], data_root: str | None = None) -> str:
+    """What the images of some classes are, as a SHA-256 of pixels and labels; see `pools_of`."""
+    parts = pools_of(source, classes, data_root).values()
+    return digest(b"".join(tensor.numpy().tobytes() for part in parts for tensor in part))
+
+
+def _positions(source: str, classes: Sequence[str], known: Sequence[str]) -> list[int]:
+    return [known.index(one_of(f"class of {source!r}", name, known)) for name in classes]
+
+
+def _classes(source: str, found: Pools) -> tuple[str, ...]:
+    """The names of the classes of an entry point."""
+    numbers = range(1 + max(int(labels.max()) for _, labels in found.values() if len(labels)))
+    names = getattr(lookup("source", POOLS, source), "classes", numbers)
+    return tuple(map(str, names))
+
+
+def _of_folder(folder: str, classes: Sequence[str], data_root: str | None) -> Images:
+    """The images of class folders, plain or zipped, as CIFAR-10 is read."""
+    place = data_folder(data_root) / folder
+    files = cifar.class_files(place, classes, "or leave the class out")
+    if files is None:
+        raise SettingError(f"there is neither a folder {place} nor a file {place}.zip. Check the path.")
+    pictures = [np.asarray(rgb(content, f"{name} of {kind}")) for kind, name, content in files]
+    sizes = {f"{picture.shape[1]} x {picture.shape[0]}" for picture in pictures}
+    require(
+        len(sizes) == 1, f"images in {place} must all be of one size", sorted(sizes)[:3], "Bring them to one."
+    )
+    labels = torch.tensor([list(classes).index(kind) for kind, _, _ in files])
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous(), labels
+
+
+def _divided(images: Images) -> Pools:
+    """Three pools that share no image, not even a copy: the content decides."""
+    pixels, labels = images
+    draws = torch.tensor([seed_of(0, "pool", digest(image.numpy().tobytes())) % 10 for image in pixels])
+    members = {"train": draws < 7, "val": draws == 7, "test": draws > 7}
+    return {part: (pixels[here], labels[here]) for part, here in members.items()}
 
 
 def _chosen(images: Images, numbers: Sequence[int]) -> Images:

@@ -18,8 +18,8 @@ MEANINGS = {
     "crowd": "passed over: a crowd, not one object",
     "small": "passed over: below the least area",
     "not_largest": "passed over: a larger one of its class is in the image",
-    "missing": "LOST: no such image file",
-    "unreadable": "LOST: image or mask cannot be read",
+    "missing": "LOST: no such image",
+    "unreadable": "LOST: image, mask or annotation cannot be read",
     "unsafe": "LOST: the file name is a path",
 }
 

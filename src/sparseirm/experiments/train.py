@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+from sparseirm.data import OWN, own
 from sparseirm.experiments.bar import bar
 from sparseirm.experiments.sheets import plain_console
 from sparseirm.experiments.tables import label
+from sparseirm.methods import MANY
 from sparseirm.recipe import Recipe
 from sparseirm.runs import Point, Result, run
 from sparseirm.training.loop import Record
@@ -49,7 +52,9 @@ def train(
     Returns:
         The result.
     """
-    recipe = recipe.resolved()
+    given, recipe = recipe, recipe.resolved()
+    if first_process():
+        _advise(given, recipe, data_root)
     with bar(label(recipe), recipe.total_steps, "steps", shown=first_process()) as move:
 
         def on_step(record: Record, trajectory: Sequence[Point]) -> None:
@@ -71,14 +76,32 @@ def train(
     return result
 
 
+def _advise(given: Recipe, recipe: Recipe, data_root: str | None) -> None:
+    """Name the settings for more than two classes, which own images have without a recipe knowing."""
+    if recipe.data not in OWN or recipe.model != "mlp":
+        return
+    others = {
+        name: value
+        for name, value in MANY.get(recipe.settings, {}).items()
+        if getattr(given, name) is None and getattr(recipe, name) is not None
+    }
+    n = own.n_classes(recipe.data, data_root) if others else 0
+    if n > 2:
+        flags = " ".join(f"--{name.replace('_', '-')} {value:g}" for name, value in others.items())
+        warnings.warn(
+            f"the default settings are those of two classes, and there are {n}: pass {flags}", stacklevel=3
+        )
+
+
 def _print(result: Result) -> None:
     console = plain_console(100)
     for number, found in enumerate(result.inferred or []):
         rate = found["agreement"]
         agreement = "" if rate is None else f", spurious attribute and label agree in {100 * rate:.1f} %"
         console.print(f"inferred {number}: {found['size']} samples{agreement}")
-    for split, score in result.last.items():
-        each = ", ".join(f"{name}: {value:.1f}" for name, value in score.per_env.items())
+    for split in (name for name in ("train", "val", "test") if name in result.last):
+        score = result.last[split]  # files do not keep the order, so that of names is shown
+        each = ", ".join(f"{name}: {value:.1f}" for name, value in sorted(score.per_env.items()))
         console.print(f"{split:>5} accuracy {score.accuracy:5.1f} %  ({each})")
     if result.source_note:
         console.print(f"data: {result.source_note}")

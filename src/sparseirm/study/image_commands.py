@@ -15,7 +15,7 @@ import torch
 
 from sparseirm.core import SettingError
 from sparseirm.data.decoding import is_image_name
-from sparseirm.data.own import pixels
+from sparseirm.data.own import pixels, refuse_other_encodings
 from sparseirm.experiments.bar import bar
 from sparseirm.experiments.executors import local
 from sparseirm.experiments.sheets import plain_console
@@ -120,12 +120,14 @@ def predict_images(model: Path, data: Path, *, output: Path) -> int:
         The number of images predicted.
 
     Raises:
-        SettingError: if there are no images, one cannot be read, or the model does not know its labels.
+        SettingError: if there are no images, one cannot be read or has a name that is not UTF-8, or the model
+            does not know its labels.
     """
     module, note = load_model(model), read_tensors(model / MODEL)[1]
     if "labels" not in note:
         raise SettingError(f"{model / MODEL} does not know its labels; train it with `sparseirm fit`.")
     paths = _images_below(data)
+    refuse_other_encodings(path.relative_to(data if data.is_dir() else data.parent) for path in paths)
     check_output(output, data)
     size, labels = int(note["input_shape"][-1]), note["labels"]
     rows = []
