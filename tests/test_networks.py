@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -105,12 +106,19 @@ def test_without_timm_its_networks_are_refused_with_the_extra_named(monkeypatch:
         ("resnet18", (2, 14, 14), r"samples of shape \(2, 14, 14\): .*2 channels instead.* mlp any shape"),
         ("resnet18", (12,), r"model 'resnet18' cannot classify samples of shape \(12,\)"),
         ("squeezenet1_1", (3, 8, 8), r"Output size is too small\. "),
-        ("timm:botnet26t_256", (3, 28, 28), r"samples of shape \(3, 28, 28\): AssertionError\. "),
     ],
 )
 def test_samples_a_network_does_not_take_are_refused(name: str, shape: tuple[int, ...], message: str) -> None:
     with pytest.raises(SettingError, match=message):
         maker(name)(shape, 1, None)
+
+
+def test_a_network_that_refuses_samples_without_a_word_is_refused_in_words(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("torchvision.models.ResNet.forward", Mock(side_effect=AssertionError))
+    with pytest.raises(SettingError, match=r"samples of shape \(3, 28, 28\): AssertionError\. "):
+        maker("resnet18")((3, 28, 28), 1, None)
 
 
 def test_unknown_names_are_refused_with_a_near_one() -> None:
