@@ -30,6 +30,8 @@ GOALS = {
     ("training step, bf16, mask decided", ERM): 1 / 1.05,
     (f"{_RUN}, fp32", _EACH): 4.0,
     (f"{_RUN}, bf16", _EACH): 8.0,
+    (f"{_RUN}, steps at rest skipped, fp32", _EACH): 4.0,
+    (f"{_RUN}, steps at rest skipped, bf16", _EACH): 8.0,
     (f"{_MASK} 300,000 scores", RELEASED): 2.5,
     (f"{_MASK} 300,000 scores", COPY): 1 / 3,
     (f"{_MASK} 11,000,000 scores", RELEASED): 10.0,
