@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 from sparseirm.core import Loss, Penalty, SettingError, Sparsifier
-from sparseirm.data import DATASETS, DEFAULTS, OPTIONS, OWN, DataSet, fingerprint, many_classes
+from sparseirm.data import DATASETS, DEFAULTS, OPTIONS, OWN, DataSet, fingerprint, n_classes
 from sparseirm.data.environments import steps_per_epoch, without_environment
 from sparseirm.files import canonical, check_types, digest
 from sparseirm.inference import Inference
@@ -205,7 +205,7 @@ class Recipe:
 
     def _defaults(self) -> dict[str, Any]:
         """Values of what is left open, of the settings and the data set."""
-        many = many_classes(self.data, self.data_options)
+        many = n_classes(self.data, self.data_options) > 2
         usual = {
             **defaults(self.settings, self.model, self.data, self.optimizer, many),
             **DEFAULTS.get(self.data, {}),

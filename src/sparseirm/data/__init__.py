@@ -47,9 +47,6 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 }
 """Name to the data set's own defaults, written out."""
 
-MANY_CLASSES = frozenset(name for name in DATASETS if name.startswith("full_colored_"))
-"""Data sets that always have more than two classes, as far as that is known before they are built."""
-
 OPTIONS: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("colored_object", "photos_on_colors"), objects.OPTIONS),
     **dict.fromkeys(OWN, own.OPTIONS),
@@ -67,15 +64,15 @@ FINGERPRINTS: dict[str, Callable[[str | None], str]] = {
 """Name to ``(data_root) -> SHA-256``, for data sets whose files may be others elsewhere, or tomorrow."""
 
 
-def many_classes(name: str, chosen: Mapping[str, Any]) -> bool:
-    """Whether a data set with these options is known to have more than two classes.
+def n_classes(name: str, chosen: Mapping[str, Any]) -> int:
+    """Classes of a data set with these options, as far as that is known before it is built; otherwise two.
 
-    >>> many_classes("pair", {}), many_classes("pair", {"top": "digits:3,5,8"})
-    (False, True)
+    >>> n_classes("full_colored_mnist", {}), n_classes("pair", {"top": "digits:3,5,8"})
+    (10, 3)
     """
     if name == "pair":
-        return paired.n_classes(str(chosen.get("top", paired.OPTIONS["top"]))) > 2
-    return name in MANY_CLASSES
+        return paired.n_classes(str(chosen.get("top", paired.OPTIONS["top"])))
+    return 10 if name.startswith("full_") else 2
 
 
 def fingerprint(name: str, chosen: Mapping[str, Any]) -> Callable[[str | None], str] | None:

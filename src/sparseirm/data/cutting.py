@@ -222,11 +222,9 @@ def _candidates(
                 report.counts["crowd" if note["iscrowd"] else "small"] += 1
                 continue
             place = (_whole(note["image_id"]), note["category_id"])
+            report.counts["not_largest"] += place in largest
             if place not in largest or note["area"] > largest[place]["area"]:
-                report.counts["not_largest"] += place in largest
                 largest[place] = note
-            else:
-                report.counts["not_largest"] += 1
         except INCOMPLETE as error:
             report.lose("unreadable", f"annotation {_number(note)}: {error!r}")
     images = {_number(image): image for image in payload["images"]}

@@ -22,7 +22,7 @@ from sparseirm.experiments.ablation_study import (
     readings,
 )
 from sparseirm.experiments.executors import local
-from sparseirm.experiments.grids import published
+from sparseirm.experiments.grids import in_words, published
 from sparseirm.experiments.sheets import Sheet, page, show
 from sparseirm.experiments.statistics import Figures
 from sparseirm.experiments.store import Store
@@ -197,8 +197,8 @@ def _paper(report: AblationReport) -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = {}
     for row in published():
         if row["table"] == "table4" and row["dataset"] == report.recipe.get("data"):
-            said = found.setdefault({"train": "paper, seen", "test": "paper, fresh"}[row["split"]], {})
-            said[f"{row['method']} ({row['penalty']})"] = f"{row['value']} ± {row['std']}"
+            heading = {"train": "paper, seen", "test": "paper, fresh"}[row["split"]]
+            found.setdefault(heading, {}).update([in_words(row)])
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from importlib.resources import files
@@ -211,6 +211,16 @@ def published() -> tuple[dict[str, str], ...]:
     """Rows of ``published.csv``, by column."""
     text = files("sparseirm.experiments").joinpath("published.csv").read_text()
     return tuple(csv.DictReader(line for line in text.splitlines() if not line.startswith("#")))
+
+
+def in_words(row: Mapping[str, str]) -> tuple[str, str]:
+    """The method of a published row and its number, as they are printed.
+
+    >>> in_words({"method": "MRM", "penalty": "irmv1", "value": "82.8", "std": "1.1"})
+    ('MRM (irmv1)', '82.8 ± 1.1')
+    """
+    name = f"{row['method']} ({row['penalty']})" if row["penalty"] else row["method"]
+    return name, " ± ".join(filter(None, (row["value"], row["std"])))
 
 
 def _cell(row: dict[str, str]) -> Cell:

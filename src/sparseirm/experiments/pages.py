@@ -11,7 +11,7 @@ from pathlib import Path
 from sparseirm.core import SettingError
 from sparseirm.experiments import ablation, benchmarks
 from sparseirm.experiments.ablation_study import AblationReport
-from sparseirm.experiments.grids import published
+from sparseirm.experiments.grids import in_words, published
 from sparseirm.experiments.store import Store
 from sparseirm.experiments.tables import METHOD_NAMES, by_width, grid, markdown, markdown_table, rows
 from sparseirm.files import read_json, write_bytes
@@ -81,8 +81,7 @@ def _published(_: Path, source: str, wanted: Sequence[str]) -> str:
     columns = dict.fromkeys(_column(row, widths) for row in chosen)
     lines: dict[str, dict[str, str]] = {}
     for row in chosen:
-        name = f"{row['method']} ({row['penalty']})" if row["penalty"] else row["method"]
-        value = " ± ".join(filter(None, (row["value"], row["std"])))
+        name, value = in_words(row)
         if lines.setdefault(name, {}).setdefault(_column(row, widths), value) != value:
             raise SettingError(f"two rows of {source} are {name}; name more fields.")
     cells = [(name, *(found.get(column, "") for column in columns)) for name, found in lines.items()]

@@ -25,7 +25,7 @@ from sparseirm.experiments.beside_paper import (
     difference,
     sheets,
 )
-from sparseirm.experiments.charts import against_width, trajectory
+from sparseirm.experiments.charts import SHOWN, against_width, trajectory
 from sparseirm.experiments.claims import PENALTIES, claims
 from sparseirm.experiments.deviations import address, read, unexplained
 from sparseirm.experiments.figures import saved
@@ -173,7 +173,7 @@ def _charts(shown: Sequence[Sheet]) -> Iterator[dict[str, Any]]:
         for penalty, written in PENALTIES.items():
             some = [finding for finding in ours if finding.cell.penalty in ("", penalty)]
             if any(finding.results and finding.cell.width for finding in some):
-                for split in ("test", "train"):
+                for split in SHOWN:
                     yield {
                         "figure": against_width(some, split),
                         "file": f"figures/{sheet.data}-{sheet.n_train}-{penalty}-{split}.svg",

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from sparseirm.core import SettingError
-from sparseirm.data import OWN
+from sparseirm.data import OWN, n_classes
 from sparseirm.experiments.statistics import Figures
 from sparseirm.methods import METHODS
 from sparseirm.recipe import Recipe
@@ -72,9 +72,7 @@ def chance(recipe: Recipe) -> float:
     >>> chance(Recipe(data="full_colored_mnist")), chance(Recipe(data="colored_mnist"))
     (10.0, 50.0)
     """
-    if recipe.data == "pair":
-        return 100 / (1 + str(recipe.data_options.get("top", ",")).count(","))
-    return 10.0 if recipe.data.startswith("full_") else 50.0
+    return 100 / n_classes(recipe.data, recipe.data_options)
 
 
 HEADINGS = ("method", "train", "test", "density", "seconds", "seeds")
