@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from sparseirm.convolutions import SmallImages
 from sparseirm.core import Layout, SettingError, Tensors, first_line
 from sparseirm.randomness import global_draws, seed_of
 from sparseirm.registry import one_of
@@ -254,13 +255,23 @@ class Network:
         return logits, features[0].float if features else None
 
     def call(self, x: Tensor, effective: Tensor, others: Tensors, buffers: Tensors) -> Tensor:
-        """What the module gives for ``x``, in the mode it is in; images for convolutions go channels last."""
-        if self.convolutional and x.ndim == 4:
-            x = x.contiguous(memory_format=torch.channels_last)
-        result: Tensor = functional_call(
-            self.module, {**self.layout.split(effective), **others, **buffers}, (x,)
-        )
+        """What the module gives for ``x``, in the mode it is in."""
+        tensors = {**self.layout.split(effective), **others, **buffers}
+        with self.laid_out(x) as inputs:
+            result: Tensor = functional_call(self.module, tensors, (inputs,))
         return result
+
+    @contextmanager
+    def laid_out(self, x: Tensor) -> Iterator[Tensor]:
+        """Inputs as they are fast: images for convolutions channels last, and small ones run as products.
+
+        Yields ``x`` or a copy of it, equal but for its layout in memory.
+        """
+        if self.convolutional and x.ndim == 4:
+            with SmallImages():
+                yield x.contiguous(memory_format=torch.channels_last)
+        else:
+            yield x
 
 
 def network(module: nn.Module) -> Network:

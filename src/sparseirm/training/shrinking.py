@@ -238,9 +238,8 @@ class ShrunkNetwork(Network):
         effective, *rest = differentiable_once(GRADIENTS, effective, *others.values())
         parameters = self.layout.split(effective) | dict(zip(others, rest, strict=True))
         run = _Run(self, len(x), parameters, buffers)
-        if self.convolutional and x.ndim == 4:
-            x = x.contiguous(memory_format=torch.channels_last)
-        logits = run(x).float()
+        with self.laid_out(x) as inputs:
+            logits = run(inputs).float()
         return logits[:, 0] if logits.ndim == 2 and logits.shape[1] == 1 else logits, run.features
 
 
