@@ -143,9 +143,12 @@ def test_a_resnet_is_trained_as_the_paper_says() -> None:
 def test_what_is_given_wins_over_a_resnet_s_settings() -> None:
     deep = Recipe(model="resnet18", data="full_colored_mnist")
     assert replace(deep, steps=7).resolved().plan().steps == 7
-    assert replace(deep, momentum=0.5).resolved().momentum == 0.5
-    adam = replace(deep, optimizer="adam").resolved()
-    assert (adam.lr, adam.divide_loss, adam.momentum) == (6e-4, False, None)
+    assert replace(deep, optimizer="sgd", momentum=0.5).resolved().momentum == 0.5
+    assert (deep.resolved().optimizer, deep.resolved().lr_drop) == ("adam", 0.3)
+    sgd = replace(deep, optimizer="sgd").resolved()
+    assert (sgd.lr, sgd.divide_loss, sgd.momentum, sgd.lr_drop) == (0.01, True, 0.9, 1.0)
+    paper = replace(deep, settings="paper", optimizer="adam").resolved()
+    assert (paper.lr, paper.divide_loss, paper.momentum) == (4e-4, False, None)
     assert replace(deep, n_train=100).resolved().batch_size is None
     assert replace(deep, n_train=100).resolved().resolved().batch_size is None
 
@@ -177,8 +180,8 @@ def test_epochs_are_counted_in_steps_the_last_one_whole() -> None:
         ({"epochs": 0}, "`epochs` must be at least 1; got 0"),
         ({"batch_size": 0}, "`batch_size` must be at least 1; got 0"),
         ({"model": "resnet18", "width": 64}, "`width` has no effect: model 'resnet18' has none; got 64"),
-        ({"model": "resnet18", "optimizer": "adam", "momentum": 0.9}, "`momentum` has no effect"),
-        ({"model": "resnet18", "method": "erm", "eps": 1e-8}, "`eps` has no effect"),
+        ({"model": "resnet18", "momentum": 0.9}, "`momentum` has no effect"),
+        ({"model": "resnet18", "method": "erm", "optimizer": "sgd", "eps": 1e-8}, "`eps` has no effect"),
     ],
 )
 def test_recipes_of_networks_that_cannot_be_run_are_refused(settings: dict[str, Any], message: str) -> None:

@@ -203,7 +203,7 @@ def test_more_than_two_classes_have_a_choice_of_their_own_in_ours_only() -> None
     assert (two.lr, two.penalty_weight, two.lr_drop, two.lr_stop) == (6e-4, 1e4, 0.3, 0.6)
     paper = Recipe(data="full_colored_mnist", settings="paper").resolved()
     assert (paper.lr, paper.penalty_weight) == (4e-4, 1e4)
-    assert Recipe(data="full_colored_mnist", model="resnet18").resolved().lr == 0.01
+    assert Recipe(data="full_colored_mnist", model="resnet18").resolved().lr == 6e-4
 
 
 def test_settings_differ_where_they_say() -> None:
