@@ -123,7 +123,7 @@ DEEP: dict[str, dict[str, Any]] = {
 The paper gives epochs, SGD and its rate, but neither batch size nor start of the penalty, and its released
 code does not run these networks. Both are from the code of Bayesian IRM (Lin et al. 2022, by some of the same
 authors) for CIFARMNIST: 1024 samples, 40 of 500 steps. ``ours`` keeps the MLP's optimiser and plan but for
-its end; a batch measures slopes less exactly than all samples do, so its penalty weighs less (docs/tuning.md).
+its end. A batch measures slopes less exactly than all samples do: its penalty weighs less (docs/tuning.md).
 """
 
 SGD: dict[str, Any] = {"lr": 0.01, "lr_drop": 1.0, "divide_loss": True}
