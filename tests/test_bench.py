@@ -2,17 +2,20 @@
 
 import json
 import math
+import os
 import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, fields, replace
+from functools import partial
 from pathlib import Path
-from unittest.mock import ANY
+from types import SimpleNamespace
+from unittest.mock import ANY, Mock
 
 import pytest
 import torch
 
-from sparseirm.bench import command, equality, peers, rows
+from sparseirm.bench import command, equality, peers, rows, timing
 from sparseirm.bench.alternatives import stacked
 from sparseirm.bench.curves import CURVES, Curve, exponent, figure, growth, smaller
 from sparseirm.bench.elsewhere import CALLS, elsewhere, serve
@@ -20,7 +23,7 @@ from sparseirm.bench.equality import Gate, compare, require_equal
 from sparseirm.bench.isolated import Cost, Task, measured
 from sparseirm.bench.released import Rates, Reference, bisect
 from sparseirm.bench.rows import FULL, QUICK, Group, Part, Size, exactness, training_step
-from sparseirm.bench.timing import at_most, combined, gemm_limits, interleaved, products, row
+from sparseirm.bench.timing import Elsewhere, at_most, combined, gemm_limits, interleaved, products, row
 from sparseirm.bench.workloads import DECIDED, OPEN, Shrunk, ours, perceptron, samples
 from sparseirm.cli import main
 from sparseirm.core import SettingError
@@ -117,6 +120,48 @@ def test_calls_take_turns() -> None:
     said: list[str] = []
     times = interleaved({"a": lambda: said.append("a"), "b": lambda: said.append("b")}, 2)
     assert "".join(said) == "abababab" and [len(spent) for spent in times.values()] == [2, 2]
+
+
+def test_a_call_in_another_process_waits_until_the_one_before_is_at_rest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said: list[str] = []
+    clock = SimpleNamespace(perf_counter=lambda: float(said.count("-")), sleep=lambda seconds: said.append("-"))
+    monkeypatch.setattr(timing, "time", clock)
+    where = {"a": None, "b": None, "x": "one", "y": "two", "z": "two"}
+    calls = {name: partial(said.append, name) for name in where}
+    placed = {name: Elsewhere(at, calls[name]) if at else calls[name] for name, at in where.items()}
+    times = interleaved(placed, 2)
+    assert "".join(said) == 2 * "abxyz" + 2 * "-ab-x-yz"
+    assert all(spent == [0.0, 0.0] for spent in times.values())  # no pause is part of what is timed
+    said.clear()
+    interleaved(calls, 2)
+    assert "-" not in said
+
+
+def test_the_ways_of_the_reference_are_timed_as_processes_of_their_own() -> None:
+    calls = rows._each({"one": Mock(), "two": Mock()}, "step", n=3)
+    assert [call.process for call in calls.values() if isinstance(call, Elsewhere)] == ["one", "two"]
+
+
+STAT = "cpu  {} 10 100 5000 70 1 2 {} 900 0\ncpu0 1 1 1 1 1 1 1 1 0 0\n"
+
+
+def test_load_is_of_other_processes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    now = [0.0]
+    stat, tick = tmp_path / "stat", os.sysconf("SC_CLK_TCK")
+
+    def sleep(seconds: float) -> None:  # others take three seconds meanwhile, this process one, others steal one
+        now[0] += 1.0
+        stat.write_text(STAT.format(4 * tick, tick))
+
+    monkeypatch.setattr(timing, "Path", lambda path: stat)
+    monkeypatch.setattr(timing, "time", SimpleNamespace(process_time=lambda: now[0], sleep=sleep))
+    assert timing.load() is None
+    stat.write_text("cpu nonsense\n")
+    assert timing.load() is None
+    stat.write_text(STAT.format(0, 0))
+    assert timing.load(2.0) == pytest.approx(2.0)
 
 
 def test_a_run_is_put_together_from_its_pieces() -> None:
@@ -243,6 +288,7 @@ def groups(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     made = {name: Group(name, 1.0, measure(name)) for name in names}
     made["curve-x"] = Group("x", 1.0, lambda size: done.append("x") or Part(), optional=True)  # type: ignore[func-returns-value]
     monkeypatch.setattr(command, "ALL", made)
+    monkeypatch.setattr(command, "load", lambda: 0.0)
     monkeypatch.setattr(command, "compare", lambda: Gate(20, 0.0, 0.0, 0.0, 0.0))
     return done
 
@@ -304,6 +350,18 @@ def test_the_report_says_what_is_needed_to_judge_it(groups: list[str], tmp_path:
     assert {"device", "threads", "cores", "torch", "matmul"} <= set(report["machine"])
     assert set(report["gate"]) == {field.name for field in fields(Gate)}
     assert "first is not real" in report["notes"]
+
+
+def test_measuring_waits_for_other_work(
+    groups: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen = iter([1.5, 1.4, 0.0, 2.0, *[0.7] * 5])
+    monkeypatch.setattr(command, "LOOKS", 4)
+    monkeypatch.setattr(command, "load", lambda: next(seen))
+    found = command.bench(tmp_path, only=("first", "second"))["groups"]
+    assert {name: part["load"] for name, part in found.items()} == {"first": 0.0, "second": 0.7}
+    assert capsys.readouterr().err.count("waiting for other work") == 2
+    assert len(list(seen)) == 3  # two looks for the first, two for the second, and one each before
 
 
 def test_a_busy_machine_is_noted(groups: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from sparseirm.bench.isolated import Task, measured
 from sparseirm.bench.released import bisect
 from sparseirm.bench.timing import (
     Check,
+    Elsewhere,
     Row,
     at_most,
     combined,
@@ -271,7 +272,7 @@ def _released() -> Iterator[dict[str, Callable[..., None]]]:
 
 def _each(ways: Mapping[str, Callable[..., None]], name: str, **sizes: float) -> dict[str, Call]:
     """The same call of each way."""
-    return {kind: partial(way, name, **sizes) for kind, way in ways.items()}
+    return {kind: Elsewhere(kind, partial(way, name, **sizes)) for kind, way in ways.items()}
 
 
 def _routed(call: Callable[[], object]) -> None:

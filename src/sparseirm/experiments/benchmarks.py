@@ -79,7 +79,7 @@ def sheets(report: Mapping[str, Any]) -> dict[str, Sheet]:
         "machine": (
             ("measured on", ""),
             [(name, str(value)) for name, value in report["machine"].items()]
-            + [("size", report["size"]["name"]), ("load before", _load(report))],
+            + [("size", report["size"]["name"]), ("cores busy with other work before", _load(report))],
         ),
     }
 
