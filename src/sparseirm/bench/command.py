@@ -180,7 +180,7 @@ def summary(
     loads = [part["load"] for part in parts.values() if part["load"] is not None]
     if loads and max(loads) > BUSY:
         notes.append(
-            f"the machine was not idle: before a measurement, other work kept {max(loads):.1f} cores busy, and "
+            f"the machine was not idle: before a measurement, other work kept {max(loads):.1f} cores busy; "
             "what was taken then means little"
         )
     return {

@@ -14,10 +14,9 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 
 import torch
-from torch import Tensor
 
 from sparseirm.bench.released import Reference, bisect, plain_adam, relaxed, two_draws
-from sparseirm.bench.workloads import layers, ours, perceptron, samples
+from sparseirm.bench.workloads import CLASSES, TWO, Classes, layers, ours, samples
 from sparseirm.data.environments import Batch
 from sparseirm.training.precision import fast_matmul, kept_memory
 
@@ -55,26 +54,28 @@ def elsewhere(tuned: bool = False) -> Iterator[Callable[..., None]]:
             process.kill()
 
 
-def step(n: int, width: int, kept: float = 0.5, learn_scores: bool = True) -> Call:
+def step(n: int, width: int, kept: float = 0.5, learn_scores: bool = True, classes: int = 2) -> Call:
     """A training step on ``n`` samples with a fraction ``kept`` of the weights."""
-    batch, reference = samples(n), _reference(width)
-    y, budget = _column(batch), kept * sum(s.numel() for s in reference.scores)
+    task = CLASSES[classes]
+    batch, reference = task.samples(n), _reference(width, task)
+    y, budget = reference.labels(batch.y), kept * sum(s.numel() for s in reference.scores)
     return lambda: reference.step(batch.x, y, batch.env, budget, 0.5, learn_scores=learn_scores)
 
 
 def evaluation(n: int, width: int) -> Call:
     """What follows every epoch: two passes over training samples and a fifth as many test samples."""
-    reference, parts = _reference(width), [(part.x, _column(part)) for part in _parts(n)]
+    reference = _reference(width)
+    parts = [(part.x, reference.labels(part.y)) for part in _parts(n)]
     return lambda: reference.evaluate(parts)
 
 
 def run(n: int, width: int, epochs: int) -> Call:
     """A whole run from the beginning, with its schedule, evaluated after every epoch."""
     batch, test = _parts(n)
-    parts = [(part.x, _column(part)) for part in (batch, test)]
 
     def call() -> None:
         reference = _reference(width)
+        parts = [(part.x, reference.labels(part.y)) for part in (batch, test)]
         d, y = sum(s.numel() for s in reference.scores), parts[0][1]
         for epoch in range(epochs):
             done = epoch / epochs
@@ -105,12 +106,8 @@ CALLS: dict[str, Callable[..., Call]] = {"step": step, "evaluation": evaluation,
 """What can be asked for."""
 
 
-def _reference(width: int) -> Reference:
-    return Reference(layers(ours(samples(2), perceptron(width))))
-
-
-def _column(batch: Batch) -> Tensor:
-    return batch.y[:, None].float()
+def _reference(width: int, task: Classes = TWO) -> Reference:
+    return Reference(layers(ours(task.samples(2), task.module(width))))
 
 
 def _parts(n: int) -> tuple[Batch, Batch]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sparseirm.bench import alternatives, peers
 from sparseirm.bench.elsewhere import Call, elsewhere
-from sparseirm.bench.equality import EPS, STEPS, TOLERANCE, WIDTH, N, apart
+from sparseirm.bench.equality import EPS, STEPS, TOLERANCE, WIDTH, N, apart, compare, require_equal
 from sparseirm.bench.isolated import Task, measured
 from sparseirm.bench.released import bisect
 from sparseirm.bench.timing import (
@@ -34,6 +34,9 @@ from sparseirm.bench.workloads import (
     CIFAR_MNIST,
     DECIDED,
     OPEN,
+    TEN,
+    TWO,
+    Classes,
     Ours,
     Shrunk,
     ours,
@@ -119,27 +122,29 @@ class Part:
     details: dict[str, Any] = field(default_factory=dict)
 
 
-def training_step(size: Size) -> Part:
+def training_step(size: Size, task: Classes = TWO) -> Part:
     """One training step on all samples: against the released way, the limit, and plain training."""
-    batch, module = samples(size.n), perceptron(size.width)
+    batch, module = task.samples(size.n), task.module(size.width)
     kinds: dict[str, tuple[Mapping[str, Any] | None, bool]] = {
         "gates": (OPEN, True),
         "decided": (DECIDED, True),
         "erm": (None, False),
     }
     runs = {
-        (kind, precision): ours(batch, module, precision, options, invariant)
+        (kind, precision): ours(batch, module, precision, options, invariant, loss=task.loss)
         for precision in PRECISIONS
         for kind, (options, invariant) in kinds.items()
     }
     calls = {" ".join(key): run.step for key, run in runs.items()}
     with _released() as ways:
-        references = _each(ways, "step", n=size.n, width=size.width)
+        references = _each(ways, "step", n=size.n, width=size.width, classes=task.n)
         times = interleaved({**references, **calls}, size.repeats)
-    limits = gemm_limits(size.n, _sizes(batch, size.width), size.repeats)
+    limits = gemm_limits(size.n, (batch.x[0].numel(), size.width, size.width, task.n_outputs), size.repeats)
     rows = []
     for precision, limit in limits.items():
-        what = f"training step, {precision}"
+        what = (
+            f"training step, {precision}" if task is TWO else f"training step, {task.n} classes, {precision}"
+        )
         gates, decided = times[f"gates {precision}"], times[f"decided {precision}"]
         at_limit = [limit] * size.repeats
         rows += [
@@ -152,6 +157,12 @@ def training_step(size: Size) -> Part:
             row(f"{what}, mask decided", decided, times[f"erm {precision}"], ERM),
         ]
     return Part(rows)
+
+
+def ten_classes(size: Size) -> Part:
+    """The same with ten classes, once they are seen to be computed as the released way does."""
+    require_equal(compare(task=TEN))
+    return training_step(size, TEN)
 
 
 def shrinking(size: Size) -> Part:
@@ -278,10 +289,6 @@ def _each(ways: Mapping[str, Callable[..., None]], name: str, **sizes: float) ->
 def _routed(call: Callable[[], object]) -> None:
     with fast_matmul():
         call()
-
-
-def _sizes(batch: Batch, width: int) -> tuple[int, ...]:
-    return (batch.x[0].numel(), width, width, 1)
 
 
 def mask_and_scores(size: Size) -> Part:
@@ -515,6 +522,7 @@ class Group:
 
 GROUPS = {
     "step": Group("training step", 1.0, training_step),
+    "ten": Group("training step of ten classes", 1.0, ten_classes),
     "shrinking": Group("shrinking", 0.5, shrinking),
     "run": Group("whole run", 4.0, whole_run),
     "mask": Group("mask, optimiser and projection", 1.0, mask_and_scores),

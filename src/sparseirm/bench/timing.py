@@ -19,8 +19,10 @@ Times = dict[str, list[float]]
 """Seconds of every round, by what was timed."""
 
 PAUSE = 0.3
-"""Seconds in which nothing runs before a call that is timed in another process than the one before it. Threads
-of PyTorch go on spinning for some hundredths of a second when their work is done, in case there is more."""
+"""Seconds in which nothing runs before a call that is timed in another process than the one before it.
+
+Threads of PyTorch go on spinning for some hundredths of a second when their work is done, in case more comes.
+"""
 
 
 @dataclass(frozen=True)
