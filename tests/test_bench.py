@@ -5,11 +5,11 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, fields, replace
 from functools import partial
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import ANY, Mock
@@ -17,7 +17,7 @@ from unittest.mock import ANY, Mock
 import pytest
 import torch
 
-from sparseirm.bench import command, equality, peers, rows, timing
+from sparseirm.bench import command, equality, peers, ranks, rows, timing
 from sparseirm.bench.alternatives import stacked
 from sparseirm.bench.curves import CURVES, Curve, exponent, figure, growth, smaller
 from sparseirm.bench.elsewhere import CALLS, elsewhere, serve
@@ -256,6 +256,59 @@ def test_shrinking_is_measured_on_a_network_that_still_has_neurons_in_every_laye
 def test_the_projection_is_measured_as_exact_and_quick() -> None:
     error, cold, warm = exactness(3000)
     assert 0 < error < 1e-6 and warm <= cold <= 9
+
+
+def test_a_step_in_two_processes_is_that_of_one_and_counts_its_messages() -> None:
+    with ranks.compared(24, 4) as (alone, together, error):
+        assert alone() == [] and 0 < error < 1e-6
+        assert len(together()) == 2 and all(spent > 0 for spent in together())  # logits, gradients
+
+
+def test_scaling_is_reported_with_what_messages_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    together = Mock(side_effect=[[9.0], [9.0], [0.0], [0.25, 0.25], [0.5, 0.5]])  # two rounds do not count
+
+    @contextmanager
+    def compared(n: int, width: int) -> Iterator[tuple[Mock, Mock, float]]:
+        yield Mock(), together, 2e-6
+
+    clock = SimpleNamespace(perf_counter=count().__next__, sleep=Mock())  # each call takes a second
+    monkeypatch.setattr(ranks, "compared", compared)
+    monkeypatch.setattr(timing, "time", clock)
+    (line,), (few, many, talk) = ranks.scaling(1000, 4, 3)
+    assert line.ratio == 1.0 and clock.sleep.call_count == 6
+    assert not few.holds and many.holds and not talk.holds
+    assert talk.value == 0.5
+
+
+def test_one_core_has_a_note_and_no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows, "cores", lambda: 1)
+    assert rows.scaling(TINY) == Part(notes=[ANY])
+
+
+def test_every_form_of_a_masked_network_is_compared_with_the_dense_one() -> None:
+    part = rows.inference(replace(TINY, wide=40))
+    names = {line.name for line in part.rows}
+    assert len(names) == len(part.rows) == 32 and {line.reference for line in part.rows} == {rows.DENSE}
+    for kind in ("", " in whole neurons", ", without dead units", " in whole neurons, without dead units"):
+        assert f"inference, width 40, 1% of the weights{kind}, batch of 64" in names
+    assert len(part.checks) == 1
+
+
+@pytest.mark.parametrize(("structured", "neurons", "kept"), [(True, 4, 4 * 40), (False, 40, 160)])
+def test_networks_for_inference_are_masked_as_they_say(structured: bool, neurons: int, kept: int) -> None:
+    weight = rows._masked(40, 0.1, structured)[3].weight
+    assert int((weight != 0).sum()) == kept
+    assert int((weight != 0).any(1).sum()) <= neurons
+
+
+@pytest.mark.parametrize("form", ["to_sparse", "compact"])
+def test_inference_is_not_timed_if_a_form_computes_something_else(
+    form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = perceptron(3)()
+    monkeypatch.setattr(rows, form, lambda *given: SimpleNamespace(module=other) if given[1:] else other)
+    with pytest.raises(SettingError, match="from that of the dense network"):
+        rows.inference(replace(TINY, wide=40))
 
 
 def test_stacked_networks_compute_what_each_computes_alone() -> None:

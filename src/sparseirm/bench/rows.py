@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -14,7 +15,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from sparseirm.bench import alternatives, peers
+from sparseirm.bench import alternatives, peers, ranks
 from sparseirm.bench.elsewhere import Call, elsewhere
 from sparseirm.bench.equality import EPS, STEPS, TOLERANCE, WIDTH, N, apart, compare, require_equal
 from sparseirm.bench.isolated import Task, measured
@@ -32,6 +33,7 @@ from sparseirm.bench.timing import (
 )
 from sparseirm.bench.workloads import (
     CIFAR_MNIST,
+    COLORED_MNIST,
     DECIDED,
     OPEN,
     TEN,
@@ -46,7 +48,8 @@ from sparseirm.bench.workloads import (
 )
 from sparseirm.core import SettingError, first_line
 from sparseirm.data.environments import Batch, Split
-from sparseirm.deploy.packed import save_compact
+from sparseirm.deploy.compact import compact, difference
+from sparseirm.deploy.packed import dense_bytes, save_compact
 from sparseirm.deploy.speed import to_sparse
 from sparseirm.experiments.benchmarks import COPY, DENSE, ERM, IRM, LIMIT, RELEASED, TUNED
 from sparseirm.experiments.executors import cores, local
@@ -456,30 +459,61 @@ def many_seeds(size: Size) -> Part:
     return Part([row(f"{what}, {n} processes", times["all"], times["one"], "one process")])
 
 
+def scaling(size: Size) -> Part:
+    """A step divided over processes."""
+    if cores() < ranks.RANKS:
+        return Part(notes=["steps in several processes have no row: this machine has one core."])
+    rows, checks = ranks.scaling(size.n, size.width, size.repeats)
+    return Part(rows, checks)
+
+
 @torch.no_grad()
 def inference(size: Size) -> Part:
-    """A masked perceptron with sparse layers beside the dense one, and the size of its file."""
+    """A masked perceptron beside the dense one, with sparse layers and without dead units; and its file."""
     rows, checks = [], []
-    for density in (0.2, 0.1, 0.05, 0.01):
-        module = build(perceptron(size.wide), 0).eval()
-        matrices = [weight for weight in module.parameters() if weight.ndim == 2]
-        for weight in matrices:
-            kept = top_k(weight.abs().flatten(), round(density * weight.numel()))
-            weight.mul_(kept.view_as(weight))
-        sparse, what = to_sparse(module), f"inference, width {size.wide}, {density:.0%} of the weights"
+    for density, structured in product((0.2, 0.1, 0.05, 0.01), (False, True)):
+        module = _masked(size.wide, density, structured)
+        what = f"inference, width {size.wide}, {density:.0%} of the weights"
+        what += " in whole neurons" if structured else ""
+        forms = {
+            what: to_sparse(module),
+            f"{what}, without dead units": compact(module, COLORED_MNIST).module,
+        }
         for n in (64, 1024):
             x = samples(n).x
-            calls = {"sparse": partial(sparse, x.flatten(1)), "dense": partial(_routed, partial(module, x))}
+            calls = {
+                name: partial(_routed, partial(form, x)) for name, form in {DENSE: module, **forms}.items()
+            }
+            for name, form in forms.items():
+                far, scale = difference(form, module, x)
+                if not far <= TOLERANCE * scale:
+                    raise SettingError(f"{name}: a logit is {far:.1e} from that of the dense network")
             times = interleaved(calls, 4 * size.repeats)
-            rows.append(row(f"{what}, batch of {n}", times["sparse"], times["dense"], DENSE))
-        if density == 0.05:
+            rows += [row(f"{name}, batch of {n}", times[name], times[DENSE], DENSE) for name in forms]
+        if density == 0.05 and not structured:
             with tempfile.TemporaryDirectory() as folder:
                 stored = save_compact(Path(folder, "model.safetensors"), module)
-            dense = sum(4 * p.numel() for p in module.parameters())
             checks.append(
-                at_most("file of 5% of the weights, of the dense one in float32", stored / dense, 1 / 12)
+                at_most(
+                    "file of 5% of the weights, of the dense one in float32",
+                    stored / dense_bytes(module),
+                    1 / 12,
+                )
             )
     return Part(rows, checks)
+
+
+@torch.no_grad()
+def _masked(width: int, density: float, structured: bool) -> torch.nn.Module:
+    """A perceptron with the largest weights of every layer, or the largest neurons of every hidden layer."""
+    module = build(perceptron(width), 0).eval()
+    for weight in module.parameters():
+        if weight.ndim == 2 and not structured:
+            kept = top_k(weight.abs().flatten(), round(density * weight.numel()))
+            weight.mul_(kept.view_as(weight))
+        elif len(weight) == width and weight.ndim == 2:
+            weight.mul_(top_k(weight.norm(dim=1), max(1, round(density * width)))[:, None])
+    return module
 
 
 def domainlab(size: Size) -> Part:
@@ -530,6 +564,7 @@ GROUPS = {
     "resnet": Group("ResNet-18", 2.0, deep),
     "memory": Group("memory", 0.5, memory),
     "seeds": Group("sweep over seeds", 2.0, many_seeds),
+    "ranks": Group("step in two processes", 0.5, scaling),
     "inference": Group("inference", 1.0, inference),
     "domainlab": Group("DomainLab", 0.5, domainlab),
     "compile": Group("torch.compile", 0.5, compiling),

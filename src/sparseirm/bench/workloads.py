@@ -23,6 +23,7 @@ from sparseirm.randomness import generator
 from sparseirm.sparsifiers import Dense, ProbMask
 from sparseirm.sparsifiers.gates import gated
 from sparseirm.training.loop import Record, train
+from sparseirm.training.sharding import WHOLE, Sharding
 from sparseirm.training.shrinking import Shrinking
 from sparseirm.training.state import Plan, State, start
 
@@ -133,6 +134,7 @@ class Ours:
         plan: rates and precision.
         shrinking: how to run a smaller network, or None.
         loss: of a sample.
+        sharding: which part of every step is this process's.
         state: where it is.
     """
 
@@ -143,6 +145,7 @@ class Ours:
     plan: Plan
     shrinking: Shrinking | None = None
     loss: Loss = BINARY
+    sharding: Sharding = WHOLE
     state: State = field(init=False)
 
     def __post_init__(self) -> None:
@@ -164,6 +167,7 @@ class Ours:
         train(
             *(self.network, batches, self.loss, self.penalty, self.sparsifier, self.plan, self.state),
             on_step=on_step,
+            sharding=self.sharding,
             shrinking=self.shrinking,
         )
 
@@ -184,6 +188,7 @@ def ours(
     invariant: bool = True,
     steps: int = LONG,
     loss: Loss = BINARY,
+    sharding: Sharding = WHOLE,
 ) -> Ours:
     """A fresh run.
 
@@ -195,6 +200,7 @@ def ours(
         invariant: with IRMv1 at the paper's weight, or without a penalty.
         steps: of the whole run.
         loss: of a sample.
+        sharding: which part of every step is this process's.
 
     Returns:
         The run, before its first step.
@@ -204,7 +210,9 @@ def ours(
     sparsifier: Sparsifier = Dense(d) if options is None else ProbMask(budget=d // 2, **options)
     plan = Plan(steps=steps, lr=4e-4, lr_schedule="constant", penalty_from=0.0, precision=precision)
     plan = plan if invariant else replace(plan, penalty_weight=0.0)
-    return Ours(batch, net, sparsifier, irmv1 if invariant else no_penalty, plan, loss=loss)
+    return Ours(
+        batch, net, sparsifier, irmv1 if invariant else no_penalty, plan, loss=loss, sharding=sharding
+    )
 
 
 def perceptron(
