@@ -118,8 +118,8 @@ def _processes(images: Images, size: int, console: Console) -> int:
     if most is None or most >= found:
         return found
     console.print(
-        f"{most} of {found} cores are used: each process holds {image_bytes(n, size) / 1e9:.1f} GB of images, and "
-        "all of them half of the memory at most. A smaller `size` lets more run; `workers` overrules this."
+        f"{most} of {found} cores are used: each process holds {image_bytes(n, size) / 1e9:.1f} GB of images, "
+        "all of them at most half of the memory. A smaller `size` lets more run; `workers` overrules this."
     )
     return most
 
