@@ -57,9 +57,8 @@ def _together(members: list[Server]) -> Messages:
     for member in members:
         member.ask("step")
     spent = [json.loads(member.answer("a process of several")) for member in members]
-    return [
-        min(of_each) for of_each in zip(*spent, strict=True)
-    ]  # who comes last to a message waits for nobody
+    # who comes last to a message waits for nobody
+    return [min(of_each) for of_each in zip(*spent, strict=True)]
 
 
 @contextmanager

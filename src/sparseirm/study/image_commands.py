@@ -117,8 +117,9 @@ def _processes(images: Images, size: int, console: Console) -> int:
     found, most = cores(), holders(n, size)
     if most is None or most >= found:
         return found
+    needed = image_bytes(n, size) / 1e9
     console.print(
-        f"{most} of {found} cores are used: each process holds {image_bytes(n, size) / 1e9:.1f} GB of images, "
+        f"{most} of {found} cores are used: each process holds {needed:.1f} GB of images, "
         "all of them at most half of the memory. A smaller `size` lets more run; `workers` overrules this."
     )
     return most
