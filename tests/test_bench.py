@@ -2,17 +2,22 @@
 
 import json
 import math
+import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, fields, replace
+from functools import partial
+from itertools import chain, count
 from pathlib import Path
-from unittest.mock import ANY
+from types import SimpleNamespace
+from unittest.mock import ANY, Mock
 
 import pytest
 import torch
 
-from sparseirm.bench import command, equality, peers, rows
+from sparseirm.bench import command, equality, peers, ranks, rows, timing
 from sparseirm.bench.alternatives import stacked
 from sparseirm.bench.curves import CURVES, Curve, exponent, figure, growth, smaller
 from sparseirm.bench.elsewhere import CALLS, elsewhere, serve
@@ -20,8 +25,19 @@ from sparseirm.bench.equality import Gate, compare, require_equal
 from sparseirm.bench.isolated import Cost, Task, measured
 from sparseirm.bench.released import Rates, Reference, bisect
 from sparseirm.bench.rows import FULL, QUICK, Group, Part, Size, exactness, training_step
-from sparseirm.bench.timing import at_most, combined, gemm_limits, interleaved, products, row
-from sparseirm.bench.workloads import DECIDED, OPEN, Shrunk, ours, perceptron, samples
+from sparseirm.bench.timing import Elsewhere, at_most, combined, gemm_limits, interleaved, products, row
+from sparseirm.bench.workloads import (
+    DECIDED,
+    OPEN,
+    TEN,
+    TWO,
+    Classes,
+    Shrunk,
+    layers,
+    ours,
+    perceptron,
+    samples,
+)
 from sparseirm.cli import main
 from sparseirm.core import SettingError
 from sparseirm.experiments.benchmarks import GOALS
@@ -35,14 +51,24 @@ TINY = replace(QUICK, n=24, width=4, repeats=2, weights=(40,))
 # Equality comes first.
 
 
-def test_training_computes_what_the_released_way_computes() -> None:
-    gate = compare(n=96, width=12)
+@pytest.mark.parametrize("task", [TWO, TEN])
+def test_training_computes_what_the_released_way_computes(task: Classes) -> None:
+    gate = compare(n=96, width=12, task=task)
     assert gate.steps == 20 and gate.worst <= equality.TOLERANCE
 
 
-def test_the_comparison_would_notice_another_method(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("task", [TWO, TEN])
+def test_the_comparison_would_notice_another_method(task: Classes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(equality, "irmv1", lambda out: 1.001 * out.slopes.square().mean())
-    assert compare(n=96, width=12).worst > 50 * equality.TOLERANCE
+    assert compare(n=96, width=12, task=task).worst > 50 * equality.TOLERANCE
+
+
+def test_steps_of_ten_classes_are_not_timed_if_they_compute_something_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(equality, "irmv1", lambda out: 1.01 * out.slopes.square().mean())
+    with pytest.raises(SettingError, match="nothing is timed"):
+        rows.ten_classes(TINY)
 
 
 @pytest.mark.parametrize("off", [2e-5, math.nan, math.inf])
@@ -58,6 +84,27 @@ def test_bisection_finds_what_the_exact_projection_finds() -> None:
     v = bisect([by_halves[:200], by_halves[200:]], 50)
     assert abs(v - float(project(exact, 50))) < 1e-5
     torch.testing.assert_close(by_halves, exact, atol=1e-5, rtol=0)
+
+
+def test_the_released_way_has_pytorchs_loss_and_irmv1_of_ten_classes() -> None:
+    batch = TEN.samples(60)
+    reference = Reference(layers(ours(batch, TEN.module(5), loss=TEN.loss)))
+    draws = [(torch.full_like(s, 0.5), torch.full_like(s, 0.5)) for s in reference.scores]
+    net = torch.nn.Sequential(TEN.module(5)())
+    with torch.no_grad():  # of probability 1, gates are 1
+        for own, given in zip(
+            net.parameters(), chain(*zip(reference.weights, reference.biases, strict=True)), strict=True
+        ):
+            own.copy_(given)
+    found = reference.step(batch.x, reference.labels(batch.y), batch.env, 1e9, 1.0, draws)
+    slopes = []
+    for env in range(2):
+        scale, mine = torch.ones((), requires_grad=True), batch.env == env
+        loss = torch.nn.functional.nll_loss((scale * net(batch.x[mine])).log_softmax(1), batch.y[mine])
+        slopes.append(float(torch.autograd.grad(loss, scale)[0]))
+    whole = torch.nn.functional.nll_loss(net(batch.x).log_softmax(1), batch.y)
+    assert found[0] == pytest.approx(float(whole.detach()), rel=1e-5)
+    assert found[1] == pytest.approx(sum(slope**2 for slope in slopes) / 2, rel=1e-4)
 
 
 def test_the_released_way_learns_and_evaluates_each_part_twice() -> None:
@@ -99,6 +146,8 @@ def test_the_released_way_runs_in_a_process_that_says_when_it_is_done() -> None:
 
 def test_every_call_of_the_released_way_can_be_repeated() -> None:
     sizes = {"step": {"n": 10, "width": 3}, "evaluation": {"n": 10, "width": 3}, "mask": {"d": 40}}
+    lines = [json.dumps(["step", {"n": 10, "width": 3, "classes": 10}])]
+    assert list(serve(lines)) == ["step"]
     sizes["run"] = {"n": 10, "width": 3, "epochs": 3}
     lines = [json.dumps([name, sizes[name]]) for name in CALLS]
     assert list(serve([*lines, *lines])) == [*CALLS, *CALLS]
@@ -119,6 +168,52 @@ def test_calls_take_turns() -> None:
     assert "".join(said) == "abababab" and [len(spent) for spent in times.values()] == [2, 2]
 
 
+def test_a_call_in_another_process_waits_until_the_one_before_is_at_rest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said: list[str] = []
+    clock = SimpleNamespace(
+        perf_counter=lambda: float(said.count("-")), sleep=lambda seconds: said.append("-")
+    )
+    monkeypatch.setattr(timing, "time", clock)
+    where = {"a": None, "b": None, "x": "one", "y": "two", "z": "two"}
+    calls = {name: partial(said.append, name) for name in where}
+    placed = {name: Elsewhere(at, calls[name]) if at else calls[name] for name, at in where.items()}
+    times = interleaved(placed, 2)
+    assert "".join(said) == 2 * "abxyz" + 2 * "-ab-x-yz"
+    assert all(spent == [0.0, 0.0] for spent in times.values())  # no pause is part of what is timed
+    said.clear()
+    interleaved(calls, 2)
+    assert "-" not in said
+
+
+def test_the_ways_of_the_reference_are_timed_as_processes_of_their_own() -> None:
+    calls = rows._each({"one": Mock(), "two": Mock()}, "step", n=3)
+    assert [call.process for call in calls.values() if isinstance(call, Elsewhere)] == ["one", "two"]
+
+
+STAT = "cpu  {} 10 100 5000 70 1 2 {} 900 0\ncpu0 1 1 1 1 1 1 1 1 0 0\n"
+
+
+def test_load_is_of_other_processes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    now = [0.0]
+    stat, tick = tmp_path / "stat", os.sysconf("SC_CLK_TCK")
+
+    def sleep(
+        seconds: float,
+    ) -> None:  # others take three seconds meanwhile, this process one, others steal one
+        now[0] += 1.0
+        stat.write_text(STAT.format(4 * tick, tick))
+
+    monkeypatch.setattr(timing, "Path", lambda path: stat)
+    monkeypatch.setattr(timing, "time", SimpleNamespace(process_time=lambda: now[0], sleep=sleep))
+    assert timing.load() is None
+    stat.write_text("cpu nonsense\n")
+    assert timing.load() is None
+    stat.write_text(STAT.format(0, 0))
+    assert timing.load(2.0) == pytest.approx(2.0)
+
+
 def test_a_run_is_put_together_from_its_pieces() -> None:
     assert combined({"a": [1.0], "b": [2.0], "unused": [9.0]}, {"a": 3, "b": 0.5}) == [4.0]
 
@@ -130,8 +225,18 @@ def test_the_limit_holds_every_product_of_a_step() -> None:
     assert set(gemm_limits(8, (3, 2), 1)) == {"fp32", "bf16"}
 
 
-def test_a_training_step_is_compared_with_all_it_should_be() -> None:
-    part = training_step(TINY)
+@pytest.mark.parametrize("task", [TWO, TEN])
+def test_a_training_step_is_compared_with_all_it_should_be(
+    task: Classes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ways = dict.fromkeys((rows.RELEASED, rows.TUNED), lambda name, **sizes: CALLS[name](**sizes)())
+    monkeypatch.setattr(rows, "_released", lambda: nullcontext(ways))
+    monkeypatch.setattr(timing, "PAUSE", 0.0)
+    part = training_step(TINY, task)
+    names = {(line.name, line.reference) for line in part.rows}
+    about = "training step, 10 classes, " if task is TEN else "training step, "
+    assert all(name.startswith(about) for name, _ in names)
+    assert {goal for goal in GOALS if goal[0].startswith((f"{about}fp32", f"{about}bf16"))} <= names
     assert {line.reference for line in part.rows} == {rows.RELEASED, rows.TUNED, rows.LIMIT, rows.ERM}
     for line in part.rows:
         assert line.ratio > 0 and line.low <= line.high and "step" in line.name
@@ -151,6 +256,59 @@ def test_shrinking_is_measured_on_a_network_that_still_has_neurons_in_every_laye
 def test_the_projection_is_measured_as_exact_and_quick() -> None:
     error, cold, warm = exactness(3000)
     assert 0 < error < 1e-6 and warm <= cold <= 9
+
+
+def test_a_step_in_two_processes_is_that_of_one_and_counts_its_messages() -> None:
+    with ranks.compared(24, 4) as (alone, together, error):
+        assert alone() == [] and 0 < error < 1e-6
+        assert len(together()) == 2 and all(spent > 0 for spent in together())  # logits, gradients
+
+
+def test_scaling_is_reported_with_what_messages_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    together = Mock(side_effect=[[9.0], [9.0], [0.0], [0.25, 0.25], [0.5, 0.5]])  # two rounds do not count
+
+    @contextmanager
+    def compared(n: int, width: int) -> Iterator[tuple[Mock, Mock, float]]:
+        yield Mock(), together, 2e-6
+
+    clock = SimpleNamespace(perf_counter=count().__next__, sleep=Mock())  # each call takes a second
+    monkeypatch.setattr(ranks, "compared", compared)
+    monkeypatch.setattr(timing, "time", clock)
+    (line,), (few, many, talk) = ranks.scaling(1000, 4, 3)
+    assert line.ratio == 1.0 and clock.sleep.call_count == 6
+    assert not few.holds and many.holds and not talk.holds
+    assert talk.value == 0.5
+
+
+def test_one_core_has_a_note_and_no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows, "cores", lambda: 1)
+    assert rows.scaling(TINY) == Part(notes=[ANY])
+
+
+def test_every_form_of_a_masked_network_is_compared_with_the_dense_one() -> None:
+    part = rows.inference(replace(TINY, wide=40))
+    names = {line.name for line in part.rows}
+    assert len(names) == len(part.rows) == 32 and {line.reference for line in part.rows} == {rows.DENSE}
+    for kind in ("", " in whole neurons", ", without dead units", " in whole neurons, without dead units"):
+        assert f"inference, width 40, 1% of the weights{kind}, batch of 64" in names
+    assert len(part.checks) == 1
+
+
+@pytest.mark.parametrize(("structured", "neurons", "kept"), [(True, 4, 4 * 40), (False, 40, 160)])
+def test_networks_for_inference_are_masked_as_they_say(structured: bool, neurons: int, kept: int) -> None:
+    weight = rows._masked(40, 0.1, structured)[3].weight
+    assert int((weight != 0).sum()) == kept
+    assert int((weight != 0).any(1).sum()) <= neurons
+
+
+@pytest.mark.parametrize("form", ["to_sparse", "compact"])
+def test_inference_is_not_timed_if_a_form_computes_something_else(
+    form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = perceptron(3)()
+    monkeypatch.setattr(rows, form, lambda *given: SimpleNamespace(module=other) if given[1:] else other)
+    with pytest.raises(SettingError, match="from that of the dense network"):
+        rows.inference(replace(TINY, wide=40))
 
 
 def test_stacked_networks_compute_what_each_computes_alone() -> None:
@@ -243,6 +401,7 @@ def groups(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     made = {name: Group(name, 1.0, measure(name)) for name in names}
     made["curve-x"] = Group("x", 1.0, lambda size: done.append("x") or Part(), optional=True)  # type: ignore[func-returns-value]
     monkeypatch.setattr(command, "ALL", made)
+    monkeypatch.setattr(command, "load", lambda: 0.0)
     monkeypatch.setattr(command, "compare", lambda: Gate(20, 0.0, 0.0, 0.0, 0.0))
     return done
 
@@ -277,7 +436,8 @@ def test_parts_of_another_machine_or_size_and_damaged_ones_are_measured_anew(
 
 def test_every_goal_is_of_a_row_that_is_measured() -> None:
     report = read_json(Path(__file__).parents[1] / "results" / "bench" / "bench.json")
-    assert GOALS.keys() <= {(line["name"], line["reference"]) for line in report["rows"]}
+    sized = {goal for goal in GOALS if not goal[0].startswith("training step")}  # others have a test above
+    assert sized <= {(line["name"], line["reference"]) for line in report["rows"]}
 
 
 def test_measurements_of_other_code_are_made_anew(tmp_path: Path) -> None:
@@ -304,6 +464,18 @@ def test_the_report_says_what_is_needed_to_judge_it(groups: list[str], tmp_path:
     assert {"device", "threads", "cores", "torch", "matmul"} <= set(report["machine"])
     assert set(report["gate"]) == {field.name for field in fields(Gate)}
     assert "first is not real" in report["notes"]
+
+
+def test_measuring_waits_for_other_work(
+    groups: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen = iter([1.5, 1.4, 0.0, 2.0, *[0.7] * 5])
+    monkeypatch.setattr(command, "LOOKS", 4)
+    monkeypatch.setattr(command, "load", lambda: next(seen))
+    found = command.bench(tmp_path, only=("first", "second"))["groups"]
+    assert {name: part["load"] for name, part in found.items()} == {"first": 0.0, "second": 0.7}
+    assert capsys.readouterr().err.count("waiting for other work") == 2
+    assert len(list(seen)) == 3  # two looks for the first, two for the second, and one each before
 
 
 def test_a_busy_machine_is_noted(groups: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

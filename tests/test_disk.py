@@ -14,7 +14,7 @@ from torch import Tensor
 
 from makers import SAMPLES, Problem, assert_same_bits
 from sparseirm.core import SettingError
-from sparseirm.data import Batches, Split, mapped
+from sparseirm.data import Batches, Split, disk, mapped
 from sparseirm.data.disk import on_disk
 from sparseirm.evaluation.metrics import deployed, evaluate
 from sparseirm.losses import BINARY
@@ -113,3 +113,12 @@ def test_a_temporary_file_is_gone_at_once(monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     x = on_disk((2, 3))
     assert not list(tmp_path.iterdir()) and x.shape == (2, 3)
+
+
+@pytest.mark.parametrize(("memory", "processes"), [(None, None), (10**6, 1), (6 * 12 * 64 * 100 + 1, 3)])
+def test_processes_hold_images_in_half_of_the_memory(
+    memory: int | None, processes: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk, "_memory", lambda: memory)
+    n = 100 if processes != 1 else 10**6
+    assert disk.holders(n, 8) == processes

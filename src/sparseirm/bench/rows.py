@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -14,13 +15,14 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from sparseirm.bench import alternatives, peers
+from sparseirm.bench import alternatives, peers, ranks
 from sparseirm.bench.elsewhere import Call, elsewhere
-from sparseirm.bench.equality import EPS, STEPS, TOLERANCE, WIDTH, N, apart
+from sparseirm.bench.equality import EPS, STEPS, TOLERANCE, WIDTH, N, apart, compare, require_equal
 from sparseirm.bench.isolated import Task, measured
 from sparseirm.bench.released import bisect
 from sparseirm.bench.timing import (
     Check,
+    Elsewhere,
     Row,
     at_most,
     combined,
@@ -31,8 +33,12 @@ from sparseirm.bench.timing import (
 )
 from sparseirm.bench.workloads import (
     CIFAR_MNIST,
+    COLORED_MNIST,
     DECIDED,
     OPEN,
+    TEN,
+    TWO,
+    Classes,
     Ours,
     Shrunk,
     ours,
@@ -42,7 +48,8 @@ from sparseirm.bench.workloads import (
 )
 from sparseirm.core import SettingError, first_line
 from sparseirm.data.environments import Batch, Split
-from sparseirm.deploy.packed import save_compact
+from sparseirm.deploy.compact import compact, difference
+from sparseirm.deploy.packed import dense_bytes, save_compact
 from sparseirm.deploy.speed import to_sparse
 from sparseirm.experiments.benchmarks import COPY, DENSE, ERM, IRM, LIMIT, RELEASED, TUNED
 from sparseirm.experiments.executors import cores, local
@@ -118,27 +125,29 @@ class Part:
     details: dict[str, Any] = field(default_factory=dict)
 
 
-def training_step(size: Size) -> Part:
+def training_step(size: Size, task: Classes = TWO) -> Part:
     """One training step on all samples: against the released way, the limit, and plain training."""
-    batch, module = samples(size.n), perceptron(size.width)
+    batch, module = task.samples(size.n), task.module(size.width)
     kinds: dict[str, tuple[Mapping[str, Any] | None, bool]] = {
         "gates": (OPEN, True),
         "decided": (DECIDED, True),
         "erm": (None, False),
     }
     runs = {
-        (kind, precision): ours(batch, module, precision, options, invariant)
+        (kind, precision): ours(batch, module, precision, options, invariant, loss=task.loss)
         for precision in PRECISIONS
         for kind, (options, invariant) in kinds.items()
     }
     calls = {" ".join(key): run.step for key, run in runs.items()}
     with _released() as ways:
-        references = _each(ways, "step", n=size.n, width=size.width)
+        references = _each(ways, "step", n=size.n, width=size.width, classes=task.n)
         times = interleaved({**references, **calls}, size.repeats)
-    limits = gemm_limits(size.n, _sizes(batch, size.width), size.repeats)
+    limits = gemm_limits(size.n, (batch.x[0].numel(), size.width, size.width, task.n_outputs), size.repeats)
     rows = []
     for precision, limit in limits.items():
-        what = f"training step, {precision}"
+        what = (
+            f"training step, {precision}" if task is TWO else f"training step, {task.n} classes, {precision}"
+        )
         gates, decided = times[f"gates {precision}"], times[f"decided {precision}"]
         at_limit = [limit] * size.repeats
         rows += [
@@ -151,6 +160,12 @@ def training_step(size: Size) -> Part:
             row(f"{what}, mask decided", decided, times[f"erm {precision}"], ERM),
         ]
     return Part(rows)
+
+
+def ten_classes(size: Size) -> Part:
+    """The same with ten classes, once they are seen to be computed as the released way does."""
+    require_equal(compare(task=TEN))
+    return training_step(size, TEN)
 
 
 def shrinking(size: Size) -> Part:
@@ -271,16 +286,12 @@ def _released() -> Iterator[dict[str, Callable[..., None]]]:
 
 def _each(ways: Mapping[str, Callable[..., None]], name: str, **sizes: float) -> dict[str, Call]:
     """The same call of each way."""
-    return {kind: partial(way, name, **sizes) for kind, way in ways.items()}
+    return {kind: Elsewhere(kind, partial(way, name, **sizes)) for kind, way in ways.items()}
 
 
 def _routed(call: Callable[[], object]) -> None:
     with fast_matmul():
         call()
-
-
-def _sizes(batch: Batch, width: int) -> tuple[int, ...]:
-    return (batch.x[0].numel(), width, width, 1)
 
 
 def mask_and_scores(size: Size) -> Part:
@@ -448,30 +459,61 @@ def many_seeds(size: Size) -> Part:
     return Part([row(f"{what}, {n} processes", times["all"], times["one"], "one process")])
 
 
+def scaling(size: Size) -> Part:
+    """A step divided over processes."""
+    if cores() < ranks.RANKS:
+        return Part(notes=["steps in several processes have no row: this machine has one core."])
+    rows, checks = ranks.scaling(size.n, size.width, size.repeats)
+    return Part(rows, checks)
+
+
 @torch.no_grad()
 def inference(size: Size) -> Part:
-    """A masked perceptron with sparse layers beside the dense one, and the size of its file."""
+    """A masked perceptron beside the dense one, with sparse layers and without dead units; and its file."""
     rows, checks = [], []
-    for density in (0.2, 0.1, 0.05, 0.01):
-        module = build(perceptron(size.wide), 0).eval()
-        matrices = [weight for weight in module.parameters() if weight.ndim == 2]
-        for weight in matrices:
-            kept = top_k(weight.abs().flatten(), round(density * weight.numel()))
-            weight.mul_(kept.view_as(weight))
-        sparse, what = to_sparse(module), f"inference, width {size.wide}, {density:.0%} of the weights"
+    for density, structured in product((0.2, 0.1, 0.05, 0.01), (False, True)):
+        module = _masked(size.wide, density, structured)
+        what = f"inference, width {size.wide}, {density:.0%} of the weights"
+        what += " in whole neurons" if structured else ""
+        forms = {
+            what: to_sparse(module),
+            f"{what}, without dead units": compact(module, COLORED_MNIST).module,
+        }
         for n in (64, 1024):
             x = samples(n).x
-            calls = {"sparse": partial(sparse, x.flatten(1)), "dense": partial(_routed, partial(module, x))}
+            calls = {
+                name: partial(_routed, partial(form, x)) for name, form in {DENSE: module, **forms}.items()
+            }
+            for name, form in forms.items():
+                far, scale = difference(form, module, x)
+                if not far <= TOLERANCE * scale:
+                    raise SettingError(f"{name}: a logit is {far:.1e} from that of the dense network")
             times = interleaved(calls, 4 * size.repeats)
-            rows.append(row(f"{what}, batch of {n}", times["sparse"], times["dense"], DENSE))
-        if density == 0.05:
+            rows += [row(f"{name}, batch of {n}", times[name], times[DENSE], DENSE) for name in forms]
+        if density == 0.05 and not structured:
             with tempfile.TemporaryDirectory() as folder:
                 stored = save_compact(Path(folder, "model.safetensors"), module)
-            dense = sum(4 * p.numel() for p in module.parameters())
             checks.append(
-                at_most("file of 5% of the weights, of the dense one in float32", stored / dense, 1 / 12)
+                at_most(
+                    "file of 5% of the weights, of the dense one in float32",
+                    stored / dense_bytes(module),
+                    1 / 12,
+                )
             )
     return Part(rows, checks)
+
+
+@torch.no_grad()
+def _masked(width: int, density: float, structured: bool) -> torch.nn.Module:
+    """A perceptron with the largest weights of every layer, or the largest neurons of every hidden layer."""
+    module = build(perceptron(width), 0).eval()
+    for weight in module.parameters():
+        if weight.ndim == 2 and not structured:
+            kept = top_k(weight.abs().flatten(), round(density * weight.numel()))
+            weight.mul_(kept.view_as(weight))
+        elif len(weight) == width and weight.ndim == 2:
+            weight.mul_(top_k(weight.norm(dim=1), max(1, round(density * width)))[:, None])
+    return module
 
 
 def domainlab(size: Size) -> Part:
@@ -514,6 +556,7 @@ class Group:
 
 GROUPS = {
     "step": Group("training step", 1.0, training_step),
+    "ten": Group("training step of ten classes", 1.0, ten_classes),
     "shrinking": Group("shrinking", 0.5, shrinking),
     "run": Group("whole run", 4.0, whole_run),
     "mask": Group("mask, optimiser and projection", 1.0, mask_and_scores),
@@ -521,6 +564,7 @@ GROUPS = {
     "resnet": Group("ResNet-18", 2.0, deep),
     "memory": Group("memory", 0.5, memory),
     "seeds": Group("sweep over seeds", 2.0, many_seeds),
+    "ranks": Group("step in two processes", 0.5, scaling),
     "inference": Group("inference", 1.0, inference),
     "domainlab": Group("DomainLab", 0.5, domainlab),
     "compile": Group("torch.compile", 0.5, compiling),

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from statistics import median
 
 import torch
@@ -16,6 +17,29 @@ from sparseirm.training.precision import fast_matmul
 
 Times = dict[str, list[float]]
 """Seconds of every round, by what was timed."""
+
+PAUSE = 0.3
+"""Seconds in which nothing runs before a call that is timed in another process than the one before it.
+
+Threads of PyTorch go on spinning for some hundredths of a second when their work is done, in case more comes.
+"""
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """A call that another process carries out.
+
+    Attributes:
+        process: which one.
+        call: has it done, and returns when it is.
+    """
+
+    process: str
+    call: Callable[[], object]
+
+    def __call__(self) -> object:
+        """Have it done."""
+        return self.call()
 
 
 @dataclass(frozen=True)
@@ -71,7 +95,7 @@ def interleaved(calls: Mapping[str, Callable[[], object]], repeats: int) -> Time
     """Seconds of every call, A B C A B C ..., after two rounds that do not count: fresh memory is slow.
 
     Args:
-        calls: what to time, by name.
+        calls: what to time, by name; of processes that take turns, each waits until the other is at rest.
         repeats: timed rounds, at least 1.
 
     Returns:
@@ -84,12 +108,21 @@ def interleaved(calls: Mapping[str, Callable[[], object]], repeats: int) -> Time
     for call in [*calls.values()] * 2:
         call()
     times: Times = {name: [] for name in calls}
+    last = _process(call)
     for _ in range(repeats):
         for name, call in calls.items():
+            if _process(call) != last:
+                time.sleep(PAUSE)
+            last = _process(call)
             begun = time.perf_counter()
             call()
             times[name].append(time.perf_counter() - begun)
     return times
+
+
+def _process(call: Callable[[], object]) -> str | None:
+    """Where a call is carried out; None is here."""
+    return call.process if isinstance(call, Elsewhere) else None
 
 
 def row(name: str, ours: Iterable[float], reference: Iterable[float], against: str) -> Row:
@@ -187,6 +220,30 @@ def copy_seconds(floats: int, repeats: int) -> float:
     return min(interleaved({"copy": lambda: target.copy_(source)}, repeats)["copy"])
 
 
-def load() -> float | None:
-    """Processes that wanted to run in the last minute, on average; None where the system does not say."""
-    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+def load(seconds: float = 1.0) -> float | None:
+    """Cores that other processes keep busy, on average over some seconds in which this one waits.
+
+    Args:
+        seconds: how long to look.
+
+    Returns:
+        Number of cores, in a virtual machine with those that others take from it; None where the system does
+        not say, which only Linux does.
+    """
+    before = _spent_by_others()
+    if before is None:
+        return None
+    time.sleep(seconds)
+    after = _spent_by_others()
+    return None if after is None else max(0.0, after - before) / seconds
+
+
+def _spent_by_others() -> float | None:
+    """Seconds that all cores have worked so far, without those for this process."""
+    try:
+        total, *_ = Path("/proc/stat").read_text().splitlines()
+        user, nice, system, _, _, interrupts, soft, stolen = map(int, total.split()[1:9])
+    except (OSError, ValueError):
+        return None
+    ticks = user + nice + system + interrupts + soft + stolen
+    return ticks / os.sysconf("SC_CLK_TCK") - time.process_time()

@@ -88,7 +88,7 @@ def room(n: int, size: int) -> Callable[[tuple[int, ...]], Tensor]:
         ``shape -> tensor`` of float32, whose numbers are still to be written. It raises a `SettingError` if
         they fit neither here nor there.
     """
-    needed, there = n * 3 * size**2 * 4, _memory()
+    needed, there = image_bytes(n, size), _memory()
     if there is None or needed <= there / 2:
         return _in_memory
     warnings.warn(
@@ -98,6 +98,29 @@ def room(n: int, size: int) -> Callable[[tuple[int, ...]], Tensor]:
         stacklevel=4,
     )
     return on_disk
+
+
+def image_bytes(n: int, size: int) -> int:
+    """Bytes of images with three channels in float32.
+
+    >>> image_bytes(2, 10)
+    2400
+    """
+    return n * 3 * size**2 * 4
+
+
+def holders(n: int, size: int) -> int | None:
+    """How many processes can each hold the same images, in half of the machine's memory together.
+
+    Args:
+        n: number of images.
+        size: height and width in pixels.
+
+    Returns:
+        Their number, at least 1; None where the machine does not say how much memory it has.
+    """
+    there = _memory()
+    return None if there is None else max(1, there // 2 // image_bytes(n, size))
 
 
 def _in_memory(shape: tuple[int, ...]) -> Tensor:

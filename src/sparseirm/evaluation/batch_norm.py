@@ -40,7 +40,7 @@ def deployed_buffers(
     weights = deployed(sparsifier, state)
     if not _norms(network) or torch.equal(weights, sparsifier.effective(state.weights, state.memory, now)):
         return state.buffers
-    epoch = (batches.at(step).x for step in range(batches.per_epoch))
+    epoch = (batches.at(step).x.to(weights.device) for step in range(batches.per_epoch))
     return recollected(network, weights, state.others, state.buffers, epoch)
 
 

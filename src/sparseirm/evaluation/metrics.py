@@ -52,7 +52,8 @@ def evaluate(network: Network, state: State, weights: Tensor, split: Split, loss
     Returns:
         The score: accuracies in percent, risks in the unit of the loss (nats, or squared units of ``y``).
     """
-    logits, samples = predict(network, state, weights, split.samples.x), split.samples
+    samples = split.samples
+    logits = predict(network, state, weights, samples.x).to(samples.y.device)
     out = Outputs(logits, samples.y, samples.env, len(split.names), loss, samples.weight)
     hits = (loss.predict(logits) == samples.y).float()
     figure = 100 * out.env_mean(hits) if loss.classifies else out.risks
@@ -67,11 +68,15 @@ def evaluate(network: Network, state: State, weights: Tensor, split: Split, loss
 
 @torch.no_grad()
 def predict(network: Network, state: State, weights: Tensor, x: Tensor) -> Tensor:
-    """Logits of ``x``, ``(n,)`` or ``(n, k)``, in evaluation mode and float32, some samples at a time."""
+    """Logits of ``x``, ``(n,)`` or ``(n, k)``, in evaluation mode and float32, some samples at a time.
+
+    They are on the device of ``weights``; samples from elsewhere are moved there no sooner than needed.
+    """
     chunk = IMAGES if network.convolutional else CHUNK
     with fast_matmul():
         pieces = [
-            network.logits(part, weights, state.others, state.buffers) for part in torch.split(x, chunk)
+            network.logits(part.to(weights.device), weights, state.others, state.buffers)
+            for part in torch.split(x, chunk)
         ]
     return torch.cat(pieces)
 

@@ -103,7 +103,7 @@ def reference_logits(
     least, best, kept = math.inf, 0, torch.empty(0)
     for step in [*range(EVERY, plan.steps, EVERY), plan.steps]:
         train(network, batches, loss, no_penalty, sparsifier, replace(plan, steps=step), state, seed)
-        logits = predict(network, state, state.weights.detach(), samples.x)
+        logits = predict(network, state, state.weights.detach(), samples.x).to(samples.y.device)
         risk = float(loss.value(logits[held], samples.y[held]).mean())
         if risk < least:
             least, best, kept = risk, step, logits

@@ -72,7 +72,7 @@ def fit(
         model: images: the network: mlp, resnet18 or another of torchvision, timm:NAME.
         width: images: hidden units of the mlp's two layers; 128 by default.
         densities: images: fractions of the weights that SparseIRM keeps, each tried.
-        workers: number of processes; one per core by default.
+        workers: number of processes; by default one per core, or fewer if images would fill the memory.
         out: folder for model, result and report; it must not exist, or be empty.
 
     Returns:

@@ -12,12 +12,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.console import Console
 
 from sparseirm.core import SettingError
 from sparseirm.data.decoding import is_image_name
+from sparseirm.data.disk import holders, image_bytes
 from sparseirm.data.own import pixels, refuse_other_encodings
 from sparseirm.experiments.bar import bar
-from sparseirm.experiments.executors import local
+from sparseirm.experiments.executors import cores, local
 from sparseirm.experiments.sheets import plain_console
 from sparseirm.files import read_tensors, write_bytes
 from sparseirm.monitor import listed
@@ -65,7 +67,7 @@ def fit_images(
         model: the network.
         width: hidden units of the mlp's layers.
         densities: fractions of the weights that SparseIRM keeps, each tried.
-        workers: number of processes.
+        workers: number of processes; by default one per core, as far as there is memory for their images.
         out: folder to write to.
 
     Returns:
@@ -77,7 +79,8 @@ def fit_images(
     console = plain_console()
     for line in _described(images, data):
         console.print(line)
-    with claimed(out), local(workers) as pool, tempfile.TemporaryDirectory() as folder:
+    n_processes = _processes(images, size, console) if workers is None else workers
+    with claimed(out), local(n_processes) as pool, tempfile.TemporaryDirectory() as folder:
         fits = len(tried) * len(rounds(images, seeds))
         with bar("comparing", fits, "runs") as on_fit, bar("final run", 1, "steps") as on_step:
 
@@ -106,6 +109,20 @@ def fit_images(
     say_findings(console, study.findings)
     say_files(console, out, study.seconds)
     return study
+
+
+def _processes(images: Images, size: int, console: Console) -> int:
+    """How many processes compare, each of which holds all images: as many as cores and memory allow."""
+    n = len(images.entries)
+    found, most = cores(), holders(n, size)
+    if most is None or most >= found:
+        return found
+    needed = image_bytes(n, size) / 1e9
+    console.print(
+        f"{most} of {found} cores are used: each process holds {needed:.1f} GB of images, "
+        "all of them at most half of the memory. A smaller `size` lets more run; `workers` overrules this."
+    )
+    return most
 
 
 def predict_images(model: Path, data: Path, *, output: Path) -> int:

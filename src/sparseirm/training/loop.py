@@ -84,7 +84,7 @@ def train(
                 state.step = plan.steps - 1  # the last step is taken all the same, for its record
             noise = generator(seed, "step", state.step, device=state.weights.device)
             now = Moment(state.step, plan.steps, noise)
-            batch = batches.at(state.step)
+            batch = batches.at(state.step).to(state.weights.device)
             running = shrinking.network(network, sparsifier, state, now, batch.x) if shrinking else network
             drawn = seed_of(seed, "module", state.step)
             seed_all(drawn + sharding.rank)
