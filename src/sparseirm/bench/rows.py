@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
+from sparseirm import convolutions
 from sparseirm.bench import alternatives, peers, ranks
 from sparseirm.bench.elsewhere import Call, elsewhere
 from sparseirm.bench.equality import EPS, STEPS, TOLERANCE, WIDTH, N, apart, compare, require_equal
@@ -408,7 +410,10 @@ def _passes(scores: Tensor, budget: float, guess: Tensor | None = None) -> tuple
 
 
 def deep(size: Size) -> Part:
-    """A step of ResNet-18 beside plain dense training and dense IRM, for small and for the usual batches."""
+    """A step of ResNet-18 beside plain dense training and dense IRM, for small and for the usual batches.
+
+    And what running convolutions of small images as products saves in plain training.
+    """
     rows = []
     for n in (size.batch, size.large_batch):
         batch, module = samples(n, size.images), resnet18(size.images)
@@ -417,6 +422,7 @@ def deep(size: Size) -> Part:
             "decided": ours(batch, module, options=DECIDED).step,
             ERM: ours(batch, module, options=None, invariant=False).step,
             IRM: ours(batch, module, options=None).step,
+            CONVOLUTIONS: _all_convolutions(ours(batch, module, options=None, invariant=False).step),
         }
         times = interleaved(calls, size.repeats)
         decide = SETTINGS["ours"]["sparsifier_options"]["decide_at"]
@@ -431,7 +437,21 @@ def deep(size: Size) -> Part:
         rows += [
             row(f"{what}, {kind}", kinds[kind], times[dense], dense) for kind in kinds for dense in (ERM, IRM)
         ]
+        rows.append(row(f"{what}, plain dense training", times[ERM], times[CONVOLUTIONS], CONVOLUTIONS))
     return Part(rows)
+
+
+CONVOLUTIONS = "the same, with the convolutions of small images as PyTorch runs them"
+
+
+def _all_convolutions(step: Callable[[], None]) -> Callable[[], None]:
+    """The step without `SmallImages`."""
+
+    def call() -> None:
+        with mock.patch.object(convolutions, "FEWEST", sys.maxsize):
+            step()
+
+    return call
 
 
 def memory(size: Size) -> Part:
