@@ -236,8 +236,8 @@ class Sparsifier(Protocol):
     from which on the mask stays as it is, nothing else is learned than the weights it keeps, and gradients of
     other weights are of no use; by default that is never. With ``rows`` True, which no class inherits,
     `effective`, `price` and `after_step` also take the vectors of R runs as ``(R, d)``, with a memory of such
-    rows and a moment of as many generators, and do to every row what they would do to it alone; by default runs
-    that are trained together are handed over one after the other.
+    rows and a moment of as many generators, and do to every row what they would do to it alone; by default
+    runs that are trained together are handed over one after the other.
     """
 
     @property

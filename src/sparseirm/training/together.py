@@ -68,7 +68,9 @@ class Member:
         return self.failure is not None or self.state.step >= self.plan.steps
 
 
-def train_together(network: Network, loss: Loss, members: Sequence[Member]) -> None:
+def train_together(
+    network: Network, loss: Loss, members: Sequence[Member], between: Callable[[], None] = lambda: None
+) -> None:
     """Run all members to the end of their plans, as `sparseirm.training.loop.train` would run each.
 
     All draws are those each would make alone. Products of stacked matrices may be added up in another order,
@@ -79,6 +81,7 @@ def train_together(network: Network, loss: Loss, members: Sequence[Member]) -> N
         network: the network of all of them, of which only the structure matters.
         loss: the loss per sample.
         members: the runs, which `why_apart` has nothing against; their failures are noted in them.
+        between: called between two steps, when all states are whole.
     """
     with fast_matmul(), kept_memory(sum(member.batches.nbytes for member in members)):
         while left := [member for member in members if not member.over]:
@@ -88,7 +91,7 @@ def train_together(network: Network, loss: Loss, members: Sequence[Member]) -> N
             first = min(member.state.step for member in left)
             abreast = [member for member in left if member.state.step == first]
             ahead = [member.state.step for member in left if member.state.step > first]
-            _advance(_Stack(network, loss, abreast), min(ahead + [m.plan.steps for m in abreast]))
+            _advance(_Stack(network, loss, abreast), min(ahead + [m.plan.steps for m in abreast]), between)
 
 
 def why_apart(network: Network, loss: Loss, members: Sequence[Member]) -> str | None:
@@ -126,26 +129,34 @@ def _shapes(member: Member) -> tuple[object, ...]:
     return *batch, state.weights.shape, others, member.plan.precision
 
 
-def _advance(stack: _Stack, until: int) -> None:
+def _advance(stack: _Stack, until: int, between: Callable[[], None]) -> None:
     """Take steps until a member is at rest, ends, or meets others that are ahead."""
     while stack.step < until and not any(block.resting for block in stack.blocks):
         strays = stack.take_step()
         for member in strays:
-            _alone(stack.network, stack.loss, member)
-        if strays or any(member.failure for member in stack.members):
+            _alone(stack.network, stack.loss, member, between)
+        if strays:
+            return
+        between()
+        if any(member.failure for member in stack.members):
             return
 
 
-def _alone(network: Network, loss: Loss, member: Member) -> None:
+def _alone(network: Network, loss: Loss, member: Member, between: Callable[[], None]) -> None:
     """Run one member to its end by itself."""
     state = member.state
+
+    def on_step(state: State, record: Record) -> None:
+        member.on_step(state, record)
+        between()
+
     for optimizer in state.optimizers.values():
         for slots in optimizer.state.values():  # the count of steps is still that of all
             slots.update({name: slot.clone() for name, slot in slots.items() if isinstance(slot, Tensor)})
     try:
         train(
             *(network, member.batches, loss, member.penalty, member.sparsifier, member.plan, state),
-            *(member.seed, member.on_step),
+            *(member.seed, on_step),
         )
     except Exception as error:
         member.failure = error
@@ -154,14 +165,14 @@ def _alone(network: Network, loss: Loss, member: Member) -> None:
 class _Rows(NamedTuple):
     """What several runs have of something: a row each (dimension 0), or all the same (None)."""
 
-    values: Tensor | None
+    values: Any
     dim: int | None = None
 
     def part(self, rows: slice) -> _Rows:
-        return self if self.values is None or self.dim is None else _Rows(self.values[rows], 0)
+        return self if self.dim is None else _Rows(self.values[rows], 0)
 
-    def row(self, at: int) -> Tensor | None:
-        return self.values if self.values is None or self.dim is None else self.values[at]
+    def row(self, at: int) -> Any:
+        return self.values if self.dim is None else self.values[at]
 
 
 def _stacked(values: Sequence[Tensor | None]) -> _Rows:
@@ -220,7 +231,7 @@ class _Stack:
         at, n_envs = 0, self.members[0].batches.n_envs
         for block in self.blocks:
             rows = slice(at, at + len(block.members))
-            given = [_Rows(logits, 0), *(_Rows(each, 0) for each in features or [None]), *rest]
+            given = [_Rows(logits, 0), _Rows(features[0], 0) if features else _Rows(None), *rest]
             block.judge([each.part(rows) for each in given], n_envs, self.loss)
             at = rows.stop
 
@@ -301,8 +312,8 @@ class _Block:
     def judge(self, given: Sequence[_Rows], n_envs: int, loss: Loss) -> None:
         """Risks and penalties ``(b,)`` from logits, features, labels, environments and weights."""
 
-        def one(noise: Generator, *tensors: Tensor | None) -> tuple[Tensor, Tensor]:
-            logits, features, y, env, weight = tensors
+        def one(noise: Generator, *parts: Any) -> tuple[Tensor, Tensor]:
+            logits, features, y, env, weight = parts
             out = Outputs(logits, y, env, n_envs, loss, weight, features=features, noise=noise)
             return out.risks.mean(), self.penalty(out)
 
