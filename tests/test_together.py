@@ -1,6 +1,7 @@
 """Runs that are trained together end as each would alone, whatever they do and whatever happens to others."""
 
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -343,6 +344,23 @@ def test_a_sweep_at_once_and_one_by_one(tmp_path: Path) -> None:
     assert [result and result.environment.get("together") for result in found] == [3, 3, 3, *4 * [None]]
     assert len(said) == 1 and said[0].startswith("3 runs one by one: penalty 'iga' needs")
     assert not [*(tmp_path / "work").glob("*")]
+
+
+class Dying:
+    """An executor under which groups of runs die, and single ones do not."""
+
+    def submit(self, call: Callable[..., Any], /, *arguments: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        if call is carry_out_at_once:
+            future.set_exception(MemoryError("killed"))
+        else:
+            future.set_result(call(*arguments))
+        return future
+
+
+def test_a_group_whose_process_dies_goes_on_one_by_one(tmp_path: Path) -> None:
+    found = sweep(RECIPES, Store(tmp_path), Dying(), together=3)
+    assert [result and result.last for result in found] == [run(recipe).last for recipe in RECIPES]
 
 
 def test_runs_in_the_store_and_elsewhere_are_left_out(tmp_path: Path) -> None:

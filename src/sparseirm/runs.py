@@ -99,8 +99,9 @@ class Result:
         n_weights: number of maskable weights, d.
         budget: K, the number of weights asked for; of groups of weights if it `counts_groups`.
         kept: number of ones in the final mask.
-        seconds: time spent training and evaluating, over all resumed pieces.
-        environment: versions, processor, threads; how the work was divided, if it was. If the run was
+        seconds: time spent training and evaluating, over all resumed pieces; a share of that of runs at once.
+        environment: versions, processor, threads; how the work was divided, if it was; under ``together`` how
+            many runs were carried out at once, if they were. If the run was
             resumed where one of these differs, ``resumed_on`` lists that environment: the same bits are only
             promised within one.
         inferred: what the inferred environments are, as of `sparseirm.inference.described`; None if the
