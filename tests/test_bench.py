@@ -311,9 +311,9 @@ def test_inference_is_not_timed_if_a_form_computes_something_else(
         rows.inference(replace(TINY, wide=40))
 
 
-def test_stacked_networks_compute_what_each_computes_alone() -> None:
+def test_runs_at_once_take_the_steps_each_takes_alone() -> None:
     found, checks = stacked(30, (3, 5), seeds=3, repeats=1)
-    assert len(found) == len(checks) == 2 and all(check.value < 1e-6 for check in checks)
+    assert len(found) == len(checks) == 2 and all(check.value < 1e-5 for check in checks)
 
 
 def test_what_cannot_be_compiled_has_a_note(monkeypatch: pytest.MonkeyPatch) -> None:

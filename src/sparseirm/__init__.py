@@ -9,6 +9,7 @@ from sparseirm.recipe import Recipe as Recipe
 from sparseirm.runs import Result as Result
 from sparseirm.runs import load_model as load_model
 from sparseirm.runs import run as run
+from sparseirm.together import run_together as run_together
 from sparseirm.training.attach import attach as attach
 from sparseirm.training.precision import huge_pages
 

@@ -193,16 +193,23 @@ class Moment:
         step: steps taken so far, from 0.
         steps: steps of the whole run.
         noise: a generator that depends on seed and step only, so that resuming repeats it.
+        others: those of further runs whose vectors are given as further rows, see `Sparsifier`.
     """
 
     step: int
     steps: int
     noise: Generator
+    others: tuple[Generator, ...] = ()
 
     @property
     def progress(self) -> float:
         """Fraction of the run that is done, in [0, 1)."""
         return self.step / self.steps
+
+    @property
+    def noises(self) -> tuple[Generator, ...]:
+        """The generator of every row."""
+        return (self.noise, *self.others)
 
 
 @dataclass
@@ -227,7 +234,10 @@ class Sparsifier(Protocol):
     and ``score_lr`` (learning rate of ``memory.learned``). A ``score_eps`` above 0 is Adam's epsilon for
     these, in units of 1 / d; by default it is that of the weights. ``final_from`` is the fraction of the run
     from which on the mask stays as it is, nothing else is learned than the weights it keeps, and gradients of
-    other weights are of no use; by default that is never.
+    other weights are of no use; by default that is never. With ``rows`` True, which no class inherits,
+    `effective`, `price` and `after_step` also take the vectors of R runs as ``(R, d)``, with a memory of such
+    rows and a moment of as many generators, and do to every row what they would do to it alone; by default
+    runs that are trained together are handed over one after the other.
     """
 
     @property
@@ -284,3 +294,8 @@ class Sparsifier(Protocol):
 def final_from(sparsifier: Sparsifier) -> float:
     """Fraction of the run from which a sparsifier's mask is final (see `Sparsifier`); 1 if it never is."""
     return getattr(sparsifier, "final_from", 1.0)
+
+
+def takes_rows(sparsifier: Sparsifier) -> bool:
+    """Whether a sparsifier takes several runs at once (see `Sparsifier`)."""
+    return "rows" in vars(type(sparsifier)) and bool(getattr(sparsifier, "rows", False))

@@ -99,8 +99,9 @@ class Result:
         n_weights: number of maskable weights, d.
         budget: K, the number of weights asked for; of groups of weights if it `counts_groups`.
         kept: number of ones in the final mask.
-        seconds: time spent training and evaluating, over all resumed pieces.
-        environment: versions, processor, threads; how the work was divided, if it was. If the run was
+        seconds: time spent training and evaluating, over all resumed pieces; a share of that of runs at once.
+        environment: versions, processor, threads; how the work was divided, if it was; under ``together`` how
+            many runs were carried out at once, if they were. If the run was
             resumed where one of these differs, ``resumed_on`` lists that environment: the same bits are only
             promised within one.
         inferred: what the inferred environments are, as of `sparseirm.inference.described`; None if the
@@ -208,7 +209,7 @@ def run(
         >>> sorted(result.last), result.trajectory[-1].step
         (['test', 'train', 'val'], 20)
     """
-    pause = _checkpoint_seconds() if checkpoint_seconds is None else checkpoint_seconds
+    pause = checkpoint_pause() if checkpoint_seconds is None else checkpoint_seconds
     recipe = recipe.resolved().pinned(data_root)
     with joined(device, micro_batch) as (sharding, place), ExitStack() as open_until_the_end:
         folder, finished = None if out is None else Path(out), None
@@ -216,7 +217,7 @@ def run(
             if folder is not None:
                 if sharding.rank == 0:
                     open_until_the_end.enter_context(held(folder))
-                finished = _claim(folder, recipe, resume)
+                finished = claim(folder, recipe, resume)
         sharding.check_alike("results found", {}, str(finished is None))
         shrinking = Shrinking() if shrink else None
         return finished or _run(recipe, data_root, folder, place, on_step, pause, sharding, shrinking)
@@ -233,67 +234,119 @@ def _run(
     shrinking: Shrinking | None,
 ) -> Result:
     """What `run` does with a resolved recipe, in a folder that is its own."""
-    machine = environment(place) | _division(sharding, shrinking)
-    data = placed(recipe.make_data(data_root), place)
-    net = network(_module(recipe, data).to(place))
-    stages = recipe.stages(net.layout.size, len(data.train))
+    run = Underway(recipe, recipe.make_data(data_root), place, folder)
     if shrinking:
-        check_shrinkable(net, [stage.sparsifier for stage in stages], data.train.samples.x)
-    state, trajectory, seconds, machine = _restored(folder, net, stages, recipe.seed, machine)
+        sparsifiers = [stage.sparsifier for stage in run.stages]
+        check_shrinkable(run.network, sparsifiers, run.data.train.samples.x)
+    state = run.begin(environment(place) | _division(sharding, shrinking))
     sharding.check_alike("recipe or first state", tensors_of(state), f"{recipe} {state.stage} {state.step}")
-    folder = folder if sharding.rank == 0 else None  # the others only read in it
-    begun = saved = time.monotonic()
-    training, inferred = training_split(recipe, data, place)
-    batches = _batches(recipe, training)
+    if sharding.rank:
+        run.folder = None  # the others only read in it
     whole: State | None = None  # known between two steps, when weights and step number belong together
 
-    def spent() -> float:
-        return seconds + time.monotonic() - begun
-
     def after_step(state: State, record: Record) -> None:
-        nonlocal saved, whole
-        stage = stages[state.stage]
-        if state.step == stage.plan.steps or record.step % recipe.eval_every == 0:
-            trajectory.append(_point(net, stage, state, data, batches, recipe, record))
+        nonlocal whole
+        run.look(state, record)
         whole = state
-        on_step(record, trajectory)
-        if folder and time.monotonic() - saved >= checkpoint_seconds:
-            _save(folder, state, recipe, trajectory, spent(), machine)
-            saved = time.monotonic()
+        on_step(record, run.trajectory)
+        run.save(state, checkpoint_seconds)
         whole = None
 
     try:
         state = train_stages(
-            *(net, batches, recipe.loss(data), recipe.make_penalty(), stages, state, recipe.seed),
+            *(run.network, run.batches, run.loss, recipe.make_penalty(), run.stages, state, recipe.seed),
             *(after_step, sharding, shrinking),
         )
     except KeyboardInterrupt:
-        if folder and whole:
-            _save(folder, whole, recipe, trajectory, spent(), machine)
+        if whole:
+            run.save(whole)
         raise
     sharding.check_alike("weights", tensors_of(state))
-    sparsifier = stages[-1].sparsifier
-    mask = sparsifier.mask(state.weights.detach(), state.memory)
-    result = Result(
-        recipe=recipe,
-        trajectory=trajectory,
-        n_weights=net.layout.size,
-        budget=sparsifier.budget,
-        kept=int(mask.sum()),
-        seconds=spent(),
-        environment=machine,
-        inferred=inferred,
-        source_note=data.source_note,
-        shrunk=shrinking.saved if shrinking else None,
-        version=RESULTS,
-    )
-    if folder:
-        buffers = _as_deployed(net, stages[-1], state, batches, recipe).buffers
-        tensors = {**net.layout.split(deployed(sparsifier, state)), **state.others, **buffers}
-        write_tensors(folder / MODEL, tensors, {"recipe": recipe.to_json(), **_shapes(data)})
-        write_json(folder / RESULT, result.to_json())
-        (folder / CHECKPOINT).unlink(missing_ok=True)
-    return result
+    return run.end(state, shrinking.saved if shrinking else None)
+
+
+class Underway:
+    """A run under way: what it is made of, what happens between its steps, and how it ends.
+
+    Args:
+        recipe: the resolved recipe.
+        data: its data set.
+        place: where to compute.
+        folder: where its files are, or None.
+
+    Attributes:
+        network: what it trains.
+        stages: its trainings.
+        loss: its loss.
+        batches: the samples of every step; from `begin` on.
+        trajectory: evaluations so far.
+        share: how many runs share the time that is spent.
+    """
+
+    def __init__(self, recipe: Recipe, data: DataSet, place: torch.device, folder: Path | None) -> None:
+        self.recipe, self.folder, self.share = recipe, folder, 1
+        self.data, self._place = placed(data, place), place
+        self.network = network(_module(recipe, self.data).to(place))
+        self.stages = recipe.stages(self.network.layout.size, len(data.train))
+        self.loss = recipe.loss(data)
+
+    def begin(self, machine: dict[str, Any]) -> State:
+        """The state to start from, that of the checkpoint if there is one.
+
+        Args:
+            machine: the environment it runs in from here on.
+
+        Returns:
+            The state.
+        """
+        given = (self.folder, self.network, self.stages, self.recipe.seed, machine)
+        state, self.trajectory, self._seconds, self._environment = _restored(*given)
+        self._begun = self._saved = time.monotonic()
+        training, self._inferred = training_split(self.recipe, self.data, self._place)
+        self.batches = _batches(self.recipe, training)
+        return state
+
+    def look(self, state: State, record: Record) -> None:
+        """Evaluate if it is time to."""
+        stage = self.stages[state.stage]
+        if state.step == stage.plan.steps or record.step % self.recipe.eval_every == 0:
+            given = (self.network, stage, state, self.data, self.batches, self.recipe, record)
+            self.trajectory.append(_point(*given))
+
+    def save(self, state: State, pause: float = 0.0) -> None:
+        """Write a checkpoint, if there is a folder and the last one is at least ``pause`` seconds ago."""
+        if self.folder and time.monotonic() - self._saved >= pause:
+            _save(self.folder, state, self.recipe, self.trajectory, self._spent(), self._environment)
+            self._saved = time.monotonic()
+
+    def end(self, state: State, shrunk: dict[str, Any] | None = None) -> Result:
+        """The result of the last state, which goes to the folder as well."""
+        sparsifier = self.stages[-1].sparsifier
+        mask = sparsifier.mask(state.weights.detach(), state.memory)
+        result = Result(
+            recipe=self.recipe,
+            trajectory=self.trajectory,
+            n_weights=self.network.layout.size,
+            budget=sparsifier.budget,
+            kept=int(mask.sum()),
+            seconds=self._spent(),
+            environment=self._environment,
+            inferred=self._inferred,
+            source_note=self.data.source_note,
+            shrunk=shrunk,
+            version=RESULTS,
+        )
+        if self.folder:
+            buffers = _as_deployed(self.network, self.stages[-1], state, self.batches, self.recipe).buffers
+            masked = self.network.layout.split(deployed(sparsifier, state))
+            note = {"recipe": self.recipe.to_json(), **_shapes(self.data)}
+            write_tensors(self.folder / MODEL, {**masked, **state.others, **buffers}, note)
+            write_json(self.folder / RESULT, result.to_json())
+            (self.folder / CHECKPOINT).unlink(missing_ok=True)
+        return result
+
+    def _spent(self) -> float:
+        return self._seconds + (time.monotonic() - self._begun) / self.share
 
 
 def placed(data: DataSet, place: torch.device) -> DataSet:
@@ -448,7 +501,8 @@ def _batches(recipe: Recipe, training: Split) -> Batches:
     return Batches(training.samples, len(training.names), size, recipe.seed)
 
 
-def _checkpoint_seconds() -> float:
+def checkpoint_pause() -> float:
+    """Seconds between two checkpoints where nobody says otherwise: `CHECKPOINT_VARIABLE`, or 30."""
     given = os.environ.get(CHECKPOINT_VARIABLE, "30")
     try:
         seconds = float(given)
@@ -486,8 +540,20 @@ def held(folder: Path) -> Iterator[None]:
             (folder / LOCK).unlink(missing_ok=True)
 
 
-def _claim(folder: Path, recipe: Recipe, resume: bool) -> Result | None:
-    """Check that the folder is free or holds this very run; return its result if it is finished."""
+def claim(folder: Path, recipe: Recipe, resume: bool) -> Result | None:
+    """Check that a folder is free or holds this very run.
+
+    Args:
+        folder: the folder, which is `held`.
+        recipe: the resolved recipe of the run.
+        resume: whether it may hold the run.
+
+    Returns:
+        The result of the run if it is finished.
+
+    Raises:
+        SettingError: if the folder holds another run, or any without ``resume``.
+    """
     existing = [name for name in (RESULT, CHECKPOINT) if (folder / name).exists()]
     if not existing:
         return None

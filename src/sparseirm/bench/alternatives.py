@@ -1,10 +1,11 @@
-"""What else could make training faster, measured so that leaving it out is a decision: compile, stack."""
+"""What else can make training faster, measured so that using it or not is a decision: compile, stack."""
 
 from __future__ import annotations
 
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from tempfile import TemporaryDirectory
 from unittest.mock import patch
 
@@ -13,11 +14,17 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from sparseirm.bench.timing import Check, Row, at_most, interleaved, row
-from sparseirm.bench.workloads import perceptron, samples
-from sparseirm.models import build
+from sparseirm.bench.workloads import DECIDED, Ours, ours, perceptron, samples
+from sparseirm.data.environments import Batches
+from sparseirm.losses import BINARY
+from sparseirm.models import Network, build
 from sparseirm.training.precision import PRECISIONS, autocast, fast_matmul
+from sparseirm.training.together import Member, train_together
 
 CPU = torch.device("cpu")
+
+AT_ONCE = 10
+"""Steps of a round where runs at once are timed: stacking them is done once in it."""
 
 
 def compiled(n: int, width: int, repeats: int) -> tuple[list[Row], list[str]]:
@@ -56,52 +63,59 @@ def compiled(n: int, width: int, repeats: int) -> tuple[list[Row], list[str]]:
 
 
 def stacked(n: int, widths: tuple[int, ...], seeds: int, repeats: int) -> tuple[list[Row], list[Check]]:
-    """Forward and backward pass of several seeds' networks, stacked into one and one after the other.
+    """Steps of several seeds' runs at once and one after the other, in this process.
 
     Args:
         n: samples of each seed.
         widths: hidden units.
-        seeds: networks.
-        repeats: timed rounds.
+        seeds: runs.
+        repeats: timed rounds of `AT_ONCE` steps.
 
     Returns:
-        A row for each width, and the largest difference of a logit, which has to be none if a run's result is
-        not to depend on what it was computed beside.
+        A row for each width, and the largest difference of a weight after the first round, which is that of
+        float32 numbers added up in another order.
     """
     rows, checks = [], []
     batches = [samples(n, seed=seed) for seed in range(seeds)]
-    x, y = torch.stack([b.x for b in batches]), torch.stack([b.y.float() for b in batches])
     for width in widths:
-        modules = [build(perceptron(width), seed) for seed in range(seeds)]
-        weights, _ = torch.func.stack_module_state(modules)
-        shell = modules[0]
+        singles, both = ([ours(batch, perceptron(width), options=DECIDED) for batch in batches] for _ in "ab")
+        members = [
+            Member(Batches(run.batch, run.n_envs), run.penalty, run.sparsifier, run.plan, run.state)
+            for run in both
+        ]
 
-        def one(weights: dict[str, Tensor], x: Tensor, shell: nn.Module = shell) -> Tensor:
-            logits: Tensor = torch.func.functional_call(shell, weights, (x,))
-            return logits.flatten()
+        def at_once(net: Network = both[0].network, members: list[Member] = members) -> None:
+            _steps(lambda count: train_together(net, BINARY, members, count))
 
-        together = torch.vmap(one)
+        def in_turn(singles: list[Ours] = singles) -> None:
+            for run in singles:
+                _steps(lambda count, run=run: run.train(lambda state, record: count()))  # type: ignore[misc]
 
-        def all_at_once(
-            weights: dict[str, Tensor] = weights, together: Callable[..., Tensor] = together
-        ) -> None:
-            loss = binary_cross_entropy_with_logits(together(weights, x), y, reduction="none").mean(1).sum()
-            torch.autograd.grad(loss, list(weights.values()))
-
-        def in_turn(modules: list[nn.Module] = modules) -> None:
-            for module, batch, labels in zip(modules, batches, y, strict=True):
-                loss = binary_cross_entropy_with_logits(module(batch.x).flatten(), labels)
-                torch.autograd.grad(loss, list(module.parameters()))
-
-        with fast_matmul():
-            times = interleaved({"stacked": all_at_once, "in turn": in_turn}, repeats)
-            with torch.no_grad():
-                alone = torch.stack([m(b.x).flatten() for m, b in zip(modules, batches, strict=True)])
-                apart = float((together(weights, x) - alone).abs().max())
-        what = f"networks of {seeds} seeds, {n:,} samples, width {width}, stacked into one"
-        rows.append(row(what, times["stacked"], times["in turn"], "one after the other"))
-        checks.append(at_most(f"{what}: largest difference of a logit", apart, 0))
+        at_once()
+        in_turn()
+        pairs = zip(both, singles, strict=True)
+        apart = max(float((a.state.weights - b.state.weights).detach().abs().max()) for a, b in pairs)
+        times = interleaved({"at once": at_once, "in turn": in_turn}, repeats)
+        what = f"{seeds} runs of {n:,} samples, width {width}, at once"
+        rows.append(row(what, times["at once"], times["in turn"], "one after the other in the same process"))
+        checks.append(at_most(f"{what}: largest difference of a weight after {AT_ONCE} steps", apart, 1e-4))
     return rows, checks
+
+
+class _Enough(BaseException):
+    """Training is to be left between two steps."""
+
+
+def _steps(go: Callable[[Callable[[], None]], object]) -> None:
+    """`AT_ONCE` steps of a training that calls what it is handed after each of them."""
+    left = iter(range(AT_ONCE - 1))
+
+    def count() -> None:
+        if next(left, None) is None:
+            raise _Enough
+
+    with suppress(_Enough):
+        go(count)
 
 
 def _step(module: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], None]:

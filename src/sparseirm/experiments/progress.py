@@ -82,7 +82,7 @@ class Reporter:
             outcome = str(failure)
         else:
             outcome, self.failed = f"FAILED: {failure}", self.failed + 1
-        self._say(f"{name(recipe)}: {outcome}")
+        self.say(f"{name(recipe)}: {outcome}")
 
     def watch(self, progress: Progress) -> None:
         """Time has passed: move, or on a file say how many have ended when more have."""
@@ -91,10 +91,11 @@ class Reporter:
             running = "".join(f"\n  {over:4.0%}  {name(recipe)}" for recipe, over in progress.running)
             self.live.update(Text(summary(progress) + running), refresh=True)
         elif ended > self.ended:
-            self._say(f"  {summary(progress)}")
+            self.say(f"  {summary(progress)}")
         self.ended = ended
 
-    def _say(self, line: str) -> None:
+    def say(self, line: str) -> None:
+        """Say a line."""
         self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 

@@ -32,10 +32,11 @@ from sparseirm.methods import SETTINGS
 from sparseirm.recipe import Option, Recipe
 from sparseirm.registry import one_of
 from sparseirm.runs import MODEL
+from sparseirm.together import Together, groups
 
 What = Literal["table2", "table3", "table4", "table7", "table8", "figure1", "figure3", "figure4", "theorem1"]
 
-CLUSTER = ("time_budget", "executor", "slurm_options")
+CLUSTER = ("time_budget", "executor", "slurm_options", "together")
 OF_RUNS = ("seeds", "data", "widths", "methods", "penalties", "settings", "precision")
 IDLE = {
     "theorem1": (
@@ -70,6 +71,7 @@ def reproduce(
     executor: str = "local",
     workers: int | None = None,
     slurm_options: dict[str, Option] | None = None,
+    together: Together = "off",
     data_root: str | None = None,
     store: Path = Path("results"),
 ) -> list[Finding]:
@@ -99,6 +101,8 @@ def reproduce(
         executor: local; slurm; or dask://HOST:PORT, the address of a scheduler.
         workers: number of local processes; one per core by default.
         slurm_options: submitit's parameters, such as timeout_min 60.
+        together: number of small runs that a process carries out at once, or auto for as many as are faster
+            at once; results then differ from those of single runs by rounding.
         data_root: folder of the data files; the variable SPARSEIRM_DATA otherwise.
         store: folder of the results; workers on other machines must see it under the same path.
 
@@ -113,6 +117,8 @@ def reproduce(
     _each_once("", seeds=seeds, settings=settings)
     _each_once(" Leave it out for all.", data=data, widths=widths, methods=methods, penalties=penalties)
     context = connect(executor, workers, store / "work" / "slurm", slurm_options)
+    side_by_side = workers or cores() if executor == "local" else None
+    groups((), together)  # which says what is wrong with it
     cells = select(what, data, widths, methods, penalties)
     wanted = [*recipes(cells, seeds, settings, precision)]
     digests = _digests(wanted, data_root)
@@ -129,7 +135,7 @@ def reproduce(
             f"{NAMED[what].title}. {len(wanted)} runs: {len(wanted) - len(here)} done, {len(here)} missing."
         )
         estimates = Estimates.of(study.results)
-        _plan(console, here, place, estimates, workers or cores() if executor == "local" else None)
+        _plan(console, here, place, estimates, side_by_side)
         if absent:
             console.print(f"Note: {absent}", highlight=False, markup=False)
     elif absent:
@@ -138,7 +144,10 @@ def reproduce(
         _ask(cells, seeds, settings[0], precision, data_root, store, workers)
     else:
         with context as pool, reporter(place) as shown:
-            found = sweep(missing, place, pool, data_root, shown.on_done, budget, shown.watch)
+            found = sweep(
+                *(missing, place, pool, data_root, shown.on_done, budget, shown.watch),
+                *(together, side_by_side or 1, shown.say),
+            )
         failed = shown.failed
         if left := found.count(None) - failed:
             console.print(f"{left} of {len(wanted)} runs are left. The same command goes on with them.")

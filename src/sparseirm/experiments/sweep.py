@@ -8,14 +8,17 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from sparseirm.experiments.estimates import Estimates, cost
 from sparseirm.experiments.executors import Handle, Submitter
 from sparseirm.experiments.store import Store
 from sparseirm.recipe import Recipe
-from sparseirm.runs import Point, Result, run
+from sparseirm.runs import Point, Result, checkpoint_pause, run
+from sparseirm.together import Together, at_once, groups
 from sparseirm.training.loop import Record
 from sparseirm.training.processes import check_alone
 
@@ -40,6 +43,10 @@ class Postponed(str):
 
 class Elsewhere(Postponed):
     """A run that another process has; to be waited for."""
+
+
+class Apart(str):
+    """Why runs are carried out one by one instead of at once."""
 
 
 class OutOfTime(KeyboardInterrupt):
@@ -75,6 +82,9 @@ def sweep(
     on_done: Callable[[Recipe, str | None], None] = lambda recipe, failure: None,
     time_budget: float | None = None,
     watch: Callable[[Progress], None] = lambda progress: None,
+    together: Together = "off",
+    workers: int = 1,
+    say: Callable[[str], None] = lambda line: None,
 ) -> list[Result | None]:
     """Results of all recipes, in their order: from the store, or run now, longest first.
 
@@ -90,6 +100,11 @@ def sweep(
         time_budget: seconds after which no run is started or waited for, and runs in flight stop at a
             checkpoint.
         watch: called about once a second, and at the end.
+        together: how many runs of one shape a process carries out at once, see
+            `sparseirm.together.run_together`; those that cannot be, or do not gain from it, are carried out
+            one by one.
+        workers: number of processes that are to share the runs of a shape.
+        say: called with a line about runs at once.
 
     Returns:
         One result per recipe; None for one that failed, or was left for another time.
@@ -99,9 +114,11 @@ def sweep(
             torchrun started this process beside others.
     """
     check_alone()
+    groups((), together)  # which says what is wrong with it
     store.tidy()
     wanted = [recipe.resolved() for recipe in pinned(recipes, data_root)]
-    work = _Work(store, executor, data_root, None if time_budget is None else time.time() + time_budget)
+    deadline = None if time_budget is None else time.time() + time_budget
+    work = _Work(store, executor, data_root, deadline, together, workers, say)
     work.begin({recipe.key: recipe for recipe in wanted})
     look = 0.0
     try:
@@ -161,9 +178,70 @@ def carry_out(
             except OutOfTime:
                 return Postponed("stopped: the time budget is used up; it will go on from its checkpoint")
             except Exception as error:
-                store.fail(recipe, f"{type(error).__name__}: {error}")
-                return f"{type(error).__name__}: {error}"
+                return _kept(store, recipe, error)
             store.clear(recipe)
+    return None
+
+
+def carry_out_at_once(
+    recipes: Sequence[Recipe], root: Path, data_root: str | None, deadline: float | None, measure: bool
+) -> tuple[list[str], dict[str, str | None]]:
+    """Run recipes of one shape into the store at once.
+
+    Args:
+        recipes: resolved recipes.
+        root: folder of the store.
+        data_root: folder of the data files.
+        deadline: time at which to stop.
+        measure: whether to do so only if it is faster than one by one.
+
+    Returns:
+        Lines to say; and for the key of every recipe why it has no result, or None. Those that are to be
+        carried out one by one are `Apart`.
+    """
+    store, said = Store(root), list[str]()
+    with _TURN, ExitStack() as claims:
+        if deadline is not None and time.time() > deadline:
+            return said, {recipe.key: Postponed(OVER) for recipe in recipes}
+        found: dict[str, str | None] = {}
+        mine: list[tuple[Recipe, Path]] = []
+        for recipe in recipes:
+            folder = claims.enter_context(store.claim(recipe))
+            if folder is None:
+                found[recipe.key] = Elsewhere("another process is running it")
+            elif store.get(recipe) is None:
+                mine.append((recipe, folder))
+            else:
+                found[recipe.key] = None
+                store.clear(recipe)
+        pulses = [_pulse(store, recipe, deadline) for recipe, _ in mine]
+
+        def on_step(at: int, record: Record, trajectory: list[Point]) -> None:
+            pulses[at](record, trajectory)
+
+        try:
+            ended = at_once(
+                *([recipe for recipe, _ in mine], [folder for _, folder in mine], data_root, True, "cpu"),
+                *(on_step, checkpoint_pause(), measure, said.append),
+            )
+        except OutOfTime:
+            why = Postponed("stopped: the time budget is used up; it will go on from its checkpoint")
+            return said, found | {recipe.key: why for recipe, _ in mine}
+        if isinstance(ended, str):
+            return said, found | {recipe.key: Apart(ended) for recipe, _ in mine}
+        for (recipe, _), outcome in zip(mine, ended, strict=True):
+            found[recipe.key] = _kept(store, recipe, outcome)
+    return said, found
+
+
+def _kept(store: Store, recipe: Recipe, outcome: Result | Exception) -> str | None:
+    """Put a result into the store, or the reason why there is none, and return that."""
+    if isinstance(outcome, Exception):
+        reason = f"{type(outcome).__name__}: {outcome}"
+        store.fail(recipe, reason)
+        return reason
+    store.put(outcome)
+    store.clear(recipe)
     return None
 
 
@@ -191,6 +269,9 @@ class _Work:
     executor: Submitter
     data_root: str | None
     deadline: float | None
+    together: Together
+    workers: int
+    say: Callable[[str], None]
     total: int = 0
     called_off: bool = False
     waiting: dict[str, Recipe] = field(default_factory=dict)
@@ -212,6 +293,7 @@ class _Work:
 
     def depart(self) -> Iterator[tuple[Recipe, str | None]]:
         """Start what waits and nobody else has; runs that have a result by now, or are out of time."""
+        ready = []
         for key, recipe in list(self.waiting.items()):
             claimed = self.store.claimed(recipe)
             if claimed and not self.late:
@@ -223,7 +305,9 @@ class _Work:
                 also = ", and another process is running it" if claimed else ""
                 yield recipe, self._recorded(recipe, Postponed(f"{OVER}{also}"))
             else:
-                self._start(recipe)
+                ready.append(recipe)
+        for group in groups(ready, self.together, self.workers):
+            self._start_at_once([ready[at] for at in group])
 
     def landed(self) -> Iterator[tuple[Recipe, str | None]]:
         """Runs that have ended since the last call, and why they have no result."""
@@ -242,6 +326,9 @@ class _Work:
                         continue
                     failure = f"the executor gave it up: {type(error).__name__}: {error}"
                     self.store.fail(recipe, failure)
+                if isinstance(failure, Apart):
+                    self._start(recipe)
+                    continue
                 if isinstance(failure, Elsewhere):
                     self.waiting[key] = recipe
                     continue
@@ -269,6 +356,16 @@ class _Work:
         handle = self.executor.submit(carry_out, recipe, self.store.root, self.data_root, self.deadline)
         self.flights[recipe.key] = recipe, handle
 
+    def _start_at_once(self, recipes: list[Recipe]) -> None:
+        if len(recipes) == 1:
+            return self._start(recipes[0])
+        measure = self.together == "auto"
+        given = (recipes, self.store.root, self.data_root, self.deadline, measure)
+        group = _Group(self.executor.submit(carry_out_at_once, *given), self.say)
+        for recipe in recipes:
+            self.flights[recipe.key] = recipe, _Part(group, recipe.key)
+        return None
+
     def _again(self, recipe: Recipe) -> bool:
         """Start a run again whose process died, unless that has happened too often."""
         begun = self.store.over(recipe) is not None  # others only waited in the same executor
@@ -293,3 +390,40 @@ class _Work:
 
     def _length(self, recipe: Recipe) -> tuple[float, float]:
         return self.estimates.seconds(recipe) or 0.0, cost(recipe)
+
+
+@dataclass
+class _Group:
+    """Runs that are carried out at once, and what is said about them, once."""
+
+    handle: Handle
+    say: Callable[[str], None]
+    said: bool = False
+
+    def result(self) -> dict[str, str | None]:
+        lines: list[str]
+        found: dict[str, str | None]
+        lines, found = self.handle.result()
+        if not self.said:
+            self.said = True
+            reasons = Counter(str(why) for why in found.values() if isinstance(why, Apart))
+            for line in [*lines, *(f"{n} runs one by one: {why}" for why, n in reasons.items())]:
+                self.say(line)
+        return found
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One run of a group, as a handle."""
+
+    group: _Group
+    key: str
+
+    def done(self) -> bool:
+        return self.group.handle.done()
+
+    def result(self) -> str | None:
+        return self.group.result()[self.key]
+
+    def cancel(self) -> Any:
+        return self.group.handle.cancel()

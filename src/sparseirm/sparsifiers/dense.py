@@ -22,6 +22,7 @@ class Dense:
     budget: int
     score_lr: ClassVar[float] = 0.0
     final_from: ClassVar[float] = 0.0
+    rows: ClassVar[bool] = True
 
     def start(self, weights: Tensor, layout: Layout, noise: Generator) -> Memory:
         """Nothing to remember."""

@@ -42,6 +42,7 @@ class RandomMask(_Fixed):
 
     budget: int
     per_layer: bool = False
+    rows: ClassVar[bool] = True
 
     def chosen(self, weights: Tensor, layout: Layout, noise: Generator) -> Tensor:
         """``budget`` weights at random."""
@@ -69,6 +70,7 @@ class FixedMask(_Fixed):
 
     budget: int
     given: Tensor | None = field(default=None, repr=False, compare=False)
+    rows: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.given is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -24,7 +24,11 @@ def uniform(like: Tensor, noise: Generator) -> Tensor:
 
 
 def gated(
-    weights: Tensor, probabilities: Tensor, u: Tensor | Generator, temperature: float, floor: float
+    weights: Tensor,
+    probabilities: Tensor,
+    u: Tensor | Generator | Sequence[Generator],
+    temperature: float,
+    floor: float,
 ) -> Tensor:
     """Weights times relaxed gates: ``w * m`` with ``m = sigmoid((logit(s) + logit(u)) / tau)``.
 
@@ -34,15 +38,15 @@ def gated(
     the limit for tau < 1; for tau = 1 the limit of the derivative is ``g w u / (1 - u)``.
 
     Args:
-        weights: ``(d,)`` float32.
-        probabilities: ``(d,)`` float32 in [0, 1], the probability that a weight is kept.
-        u: ``(d,)`` uniform draws in (0, 1), one per gate; or a generator, to draw what `uniform` would
-            without holding all of it.
+        weights: ``(d,)`` float32, or ``(R, d)`` for R runs.
+        probabilities: float32 in [0, 1] of the same shape, the probability that a weight is kept.
+        u: uniform draws in (0, 1) of the same shape, one per gate; or a generator, of every row one,
+            to draw what `uniform` would without holding all of it.
         temperature: tau > 0; the gates become 0 or 1 as it falls.
         floor: smallest ``s (1 - s)`` that the gradient divides by; it bounds the heavy tail near 0 and 1.
 
     Returns:
-        ``(d,)`` effective weights, differentiable in ``weights`` and ``probabilities``.
+        Effective weights of the same shape, differentiable in ``weights`` and ``probabilities``.
 
     Example:
         >>> half = torch.tensor([0.5])
@@ -59,7 +63,7 @@ class _Gated(torch.autograd.Function):
         ctx: Any,
         weights: Tensor,
         probabilities: Tensor,
-        u: Tensor | Generator,
+        u: Tensor | Generator | Sequence[Generator],
         temperature: float,
         floor: float,
     ) -> Tensor:
@@ -86,11 +90,20 @@ class _Gated(torch.autograd.Function):
         return grad_w, grad_s, None, None, None
 
 
-def _draws(u: Tensor | Generator, like: Tensor) -> Iterable[Tensor]:
+def _draws(u: Tensor | Generator | Sequence[Generator], like: Tensor) -> Iterable[Tensor]:
     if isinstance(u, Tensor):
-        return torch.split(u, CHUNK)
-    return (uniform(piece, u) for piece in torch.split(like, CHUNK))
+        return _pieces(u)
+    each = (u,) if isinstance(u, Generator) else u
+    rows = zip(like.reshape(-1, like.shape[-1]), each, strict=True)
+    return (uniform(piece, noise) for row, noise in rows for piece in torch.split(row, CHUNK))
 
 
 def _chunks(*vectors: Tensor) -> zip[tuple[Tensor, ...]]:
-    return zip(*(torch.split(vector, CHUNK) for vector in vectors), strict=True)
+    return zip(*map(_pieces, vectors), strict=True)
+
+
+def _pieces(rows: Tensor) -> list[Tensor]:
+    """Views of a vector, or of every row of a matrix, that fit into the cache."""
+    if rows.ndim == 1:
+        return [*torch.split(rows, CHUNK)]
+    return [piece for row in rows for piece in torch.split(row, CHUNK)]

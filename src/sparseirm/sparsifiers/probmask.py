@@ -71,6 +71,11 @@ class ProbMask(Decided):
         """Whether `mask` has exactly ``budget`` ones; one draw has them in expectation."""
         return self.final == "top_k"
 
+    @property
+    def rows(self) -> bool:
+        """Whether several runs can be handed over at once, see `sparseirm.core.Sparsifier`."""
+        return not self.per_layer
+
     def start(self, weights: Tensor, layout: Layout, noise: Generator) -> Memory:
         """Probability 1 for every weight."""
         kept = layer_sizes(layout, self.per_layer, weights.device)
@@ -87,7 +92,7 @@ class ProbMask(Decided):
         probabilities = memory.learned["probabilities"]
         done = now.progress / self.decide_at
         temperature = linear(done, self.first_temperature, self.last_temperature)
-        return gated(weights, probabilities, now.noise, temperature, self.gradient_floor)
+        return gated(weights, probabilities, now.noises, temperature, self.gradient_floor)
 
     def price(self, memory: Memory) -> float:
         """Nothing is added to the loss."""
@@ -98,7 +103,7 @@ class ProbMask(Decided):
         if "mask" in memory.kept:
             return
         probabilities, sizes = memory.learned["probabilities"], memory.kept.get("sizes")
-        d = weights.numel()
+        d = weights.shape[-1]
         allowed = cubic(now.progress, self.shrink_from, self.shrink_to, d, self.budget)
         memory.kept["multiplier"] = project_within(probabilities, allowed, memory.kept["multiplier"], sizes)
         if decides(now, self.decide_at):

@@ -26,12 +26,13 @@ def project(scores: Tensor, budget: Tensor | float, guess: Tensor | None = None)
     al. 2014): ``h(v) = sum clip(s - v, 0, 1) - K`` is piecewise linear and does not increase.
 
     Args:
-        scores: ``(d,)`` float tensor, changed in place; all layers together, so the budget is global.
+        scores: ``(d,)`` float tensor, changed in place; all layers together, so the budget is global. Or
+            ``(R, d)``, whose rows are projected each by itself.
         budget: K, the largest allowed sum (number of weights kept in expectation), ``0 <= K``.
-        guess: ``()`` multiplier of the previous step, which saves passes; None starts from 0.
+        guess: ``()`` multiplier of the previous step, which saves passes, or ``(R,)``; None starts from 0.
 
     Returns:
-        ``()`` float64 tensor: the multiplier ``v >= 0``.
+        ``()`` or ``(R,)`` float64 tensor: the multiplier ``v >= 0``.
 
     Example:
         >>> s = torch.tensor([0.9, 0.8, 0.1])
@@ -41,24 +42,24 @@ def project(scores: Tensor, budget: Tensor | float, guess: Tensor | None = None)
     """
     exact = accumulator(scores.device)
     k = torch.as_tensor(budget, dtype=exact, device=scores.device)
-    low = torch.zeros((), dtype=exact, device=scores.device)
-    high = scores.max().to(exact).clamp_min(0)
+    low = torch.zeros(scores.shape[:-1], dtype=exact, device=scores.device)
+    high = scores.amax(-1).to(exact).clamp_min(0)
     excess_low, excess_high = _total(scores, low) - k, -k
     inside = excess_low <= 0
     v = low if guess is None else guess.to(exact).clamp(low, high)
     v = torch.where(inside, low, torch.where(k <= 0, high, v))
     waits = scores.device.type == "cpu"
     for turn in range(LONGEST if waits else PASSES):
-        if waits and inside:
+        if waits and inside.all():
             break
         excess = _total(scores, v) - k
-        if waits and excess.abs() <= 1e-12 * k:
+        if waits and (excess.abs() <= 1e-12 * k).all():
             break
         above = excess > 0
         slope = _moving(scores, v, above)
         rounding = 4 * torch.finfo(exact).eps * v * slope
         settled = inside | (excess.abs() <= 1e-12 * k + rounding)
-        if waits and settled:
+        if waits and settled.all():
             break
         low, excess_low = torch.where(above, v, low), torch.where(above, excess, excess_low)
         high, excess_high = torch.where(above, high, v), torch.where(above, excess_high, excess)
@@ -69,16 +70,21 @@ def project(scores: Tensor, budget: Tensor | float, guess: Tensor | None = None)
         rescue = secant if turn % 2 == 0 else (low + high) / 2
         stray = (slope == 0) | (newton <= low) | (newton >= high)
         v = torch.where(settled, v, torch.where(stray, rescue, newton))
-    for piece in torch.split(scores, CHUNK):
-        piece.copy_(piece.to(exact, copy=True).sub_(v).clamp_(0, 1))
+    for piece in _pieces(scores):
+        piece.copy_(piece.to(exact, copy=True).sub_(v.unsqueeze(-1)).clamp_(0, 1))
     return v
+
+
+def _pieces(scores: Tensor) -> tuple[Tensor, ...]:
+    """Columns of all rows, as many as `CHUNK` elements allow."""
+    return torch.split(scores, max(1, CHUNK * scores.shape[-1] // scores.numel()), -1)
 
 
 def _total(scores: Tensor, v: Tensor) -> Tensor:
     """Sum of ``clip(s - v, 0, 1)``."""
     total = torch.zeros_like(v)
-    for piece in torch.split(scores, CHUNK):
-        total = total + piece.to(v.dtype, copy=True).sub_(v).clamp_(0, 1).sum()
+    for piece in _pieces(scores):
+        total = total + piece.to(v.dtype, copy=True).sub_(v.unsqueeze(-1)).clamp_(0, 1).sum(-1)
     return total
 
 
@@ -86,9 +92,10 @@ def _moving(scores: Tensor, v: Tensor, above: Tensor) -> Tensor:
     """How many entries of ``clip(s - v, 0, 1)`` change as ``v`` rises (if ``above``) or falls."""
     first, last = _below(v, scores.dtype, above), _below(v + 1, scores.dtype, above)
     count = torch.zeros_like(v)
-    for piece in torch.split(scores, CHUNK):
+    first, last = first.unsqueeze(-1), last.unsqueeze(-1)
+    for piece in _pieces(scores):
         ones = torch.empty_like(piece)  # numbers, because adding truth values is slower than comparing
-        count = count + torch.gt(piece, first, out=ones).sum() - torch.gt(piece, last, out=ones).sum()
+        count = count + torch.gt(piece, first, out=ones).sum(-1) - torch.gt(piece, last, out=ones).sum(-1)
     return count
 
 
@@ -100,13 +107,15 @@ def _below(v: Tensor, dtype: torch.dtype, equal: Tensor) -> Tensor:
 
 
 def top_k(scores: Tensor, k: int) -> Tensor:
-    """Bool mask of exactly ``k`` ones at the largest scores; ties go to the earlier position.
+    """Bool mask of exactly ``k`` ones at the largest scores of every row; ties go to the earlier position.
 
     >>> top_k(torch.tensor([0.5, 0.9, 0.5, 0.5]), 2).tolist()
     [True, True, False, False]
     """
     if k <= 0:
         return torch.zeros_like(scores, dtype=torch.bool)
+    if scores.ndim > 1:
+        return torch.stack([top_k(row, k) for row in scores])
     threshold = scores.kthvalue(scores.numel() - k + 1).values
     mask = scores > threshold
     ties = (scores == threshold).nonzero()[:, 0]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from sparseirm.core import Loss, Moment, NonFiniteError, Outputs, Penalty, Sparsifier, Tensors, final_from
 from sparseirm.data.environments import Batch, Batches
@@ -169,12 +170,24 @@ def descend(state: State, risk: Tensor, penalty: Tensor, price: Tensor | float, 
             f"the {bad} became {quantities[bad].item()} in step {state.step + 1}. "
             "Lower `lr` or `penalty_weight`, or check the data for extreme values."
         )
-    weight = plan.penalty_weight_at(state.step)
-    scale = 1 / (1 + weight) if plan.divide_loss else 1.0
     clear_gradients(state)
-    torch.autograd.backward(scale * (risk + weight * penalty) + price)
-    for name, optimizer in state.optimizers.items():
+    torch.autograd.backward(objective(risk, penalty, price, plan, state.step))
+    update(state.optimizers, plan, state.step)
+
+
+def objective(risk: Tensor, penalty: Tensor, price: Tensor | float, plan: Plan, step: int) -> Tensor:
+    """The loss of one step but for L2, in the shape of ``risk``."""
+    return _scale(plan, step) * (risk + plan.penalty_weight_at(step) * penalty) + price
+
+
+def update(optimizers: Mapping[str, Optimizer], plan: Plan, step: int) -> None:
+    """One step of every optimiser, with the rate and the L2 weight of this one for the weights."""
+    for name, optimizer in optimizers.items():
         if name == "weights":
             for group in optimizer.param_groups:
-                group["lr"], group["weight_decay"] = plan.lr_at(state.step), scale * 2 * plan.l2
+                group["lr"], group["weight_decay"] = plan.lr_at(step), _scale(plan, step) * 2 * plan.l2
         optimizer.step()
+
+
+def _scale(plan: Plan, step: int) -> float:
+    return 1 / (1 + plan.penalty_weight_at(step)) if plan.divide_loss else 1.0
