@@ -15,9 +15,10 @@ from sparseirm import NonFiniteError, Recipe, Result, SettingError, run, run_tog
 from sparseirm import together as engine
 from sparseirm.core import Memory, Moment, Outputs, Penalty
 from sparseirm.data import Batches
+from sparseirm.experiments.estimates import Estimates
 from sparseirm.experiments.executors import local
 from sparseirm.experiments.store import Store
-from sparseirm.experiments.sweep import Apart, carry_out_at_once, sweep
+from sparseirm.experiments.sweep import Apart, _Work, carry_out_at_once, sweep
 from sparseirm.losses import BINARY
 from sparseirm.models import Network, build, network
 from sparseirm.penalties import PENALTIES, irmv1, rex
@@ -430,6 +431,36 @@ class Dying:
 def test_a_group_whose_process_dies_goes_on_one_by_one(tmp_path: Path) -> None:
     found = sweep(RECIPES, Store(tmp_path), Dying(), together=3)
     assert [result and result.last for result in found] == [run(recipe).last for recipe in RECIPES]
+
+
+class Slow:
+    """An executor whose calls never begin by themselves, and note that they are cancelled."""
+
+    def __init__(self) -> None:
+        self.calls: list[Future[Any]] = []
+
+    def submit(self, call: Callable[..., Any], /, *arguments: Any) -> Future[Any]:
+        self.calls.append(Future())
+        return self.calls[-1]
+
+
+def test_a_group_counts_as_one_process_and_is_cancelled_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
+    store, executor = Store(tmp_path), Slow()
+    single = replace(RECIPES[0], width=6).resolved()
+    recipes = {recipe.key: recipe for recipe in [*(each.resolved() for each in RECIPES), single]}
+    work = _Work(store, executor, None, None, 3, 1, lambda line: None)
+    work.begin(recipes)
+    work.estimates = Estimates.of([run(RECIPES[0])])
+    assert not [*work.depart()] and len(executor.calls) == 2
+    alone = work.progress().seconds
+    for recipe in RECIPES[:2]:  # the third has ended, and gives no sign of life
+        store.beat(recipe.resolved(), 0, 8)
+    assert len(work.progress().running) == 2 and work.progress().seconds == alone
+    store.beat(single, 0, 8)
+    assert alone and work.progress().seconds == pytest.approx(alone / 2)
+    store.clear(single)
+    work.cancel()
+    assert sorted(call.cancelled() for call in executor.calls) == [False, True]
 
 
 def test_runs_in_the_store_and_elsewhere_are_left_out(tmp_path: Path) -> None:
