@@ -205,19 +205,25 @@ class _Stack:
     def take_step(self) -> list[Member]:
         """Take one step; or none, and return the members that cannot take it with the others."""
         try:
-            self.outputs()
+            fine = self._gradients()
         except Exception:  # whose it is will show as each goes on alone
             return self.members
-        losses = torch.cat([block.losses() for block in self.blocks])
-        fine = torch.isfinite(losses.detach())
-        if not fine.all():
-            return [member for member, ok in zip(self.members, fine.tolist(), strict=True) if not ok]
-        for block in self.blocks:
-            clear_gradients(block.state)
-        torch.autograd.backward(losses.sum())
+        if not all(fine):
+            return [member for member, ok in zip(self.members, fine, strict=True) if not ok]
         for block in self.blocks:
             block.finish_step()
         return []
+
+    def _gradients(self) -> list[bool]:
+        """One pass forth and, if all losses are finite, back; which of them are."""
+        self.outputs()
+        losses = torch.cat([block.losses() for block in self.blocks])
+        fine: list[bool] = torch.isfinite(losses.detach()).tolist()
+        if all(fine):
+            for block in self.blocks:
+                clear_gradients(block.state)
+            torch.autograd.backward(losses.sum())
+        return fine
 
     def outputs(self) -> None:
         """One pass of all; every block then knows its members' risks and penalties."""
