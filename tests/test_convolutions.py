@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -89,6 +90,26 @@ def test_other_convolutions_run_as_ever(
     with SmallImages():
         assert torch.equal(torch.conv2d(x, kernel, **options), torch.conv2d(x, kernel, **options))
     assert not seen
+
+
+@pytest.mark.parametrize(
+    ("channels", "padding"), [(2, 1), (4, 0)], ids=["other channels", "larger than image and padding"]
+)
+def test_what_does_not_fit_fails_as_ever(channels: int, padding: int) -> None:
+    x, kernel = torch.rand(FEWEST, channels, 2, 2), torch.rand(4, 4, 3, 3)
+    for mode in (nullcontext(), SmallImages()):
+        with mode, pytest.raises(RuntimeError):
+            torch.conv2d(x, kernel, padding=padding)
+
+
+def test_a_first_call_in_inference_mode_leaves_training_possible() -> None:
+    x, kernel = torch.rand(FEWEST, 4, 2, 2), torch.rand(4, 4, 3, 3, requires_grad=True)
+    convolutions._places.cache_clear()
+    with SmallImages():
+        with torch.inference_mode():
+            torch.conv2d(x, kernel, padding=1)
+        torch.conv2d(x, kernel, padding=1).sum().backward()  # type: ignore[no-untyped-call]
+    assert kernel.grad is not None
 
 
 def test_a_resnet_gives_the_same_with_its_last_layers_as_products(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,9 +15,10 @@ from sparseirm import NonFiniteError, Recipe, Result, SettingError, run, run_tog
 from sparseirm import together as engine
 from sparseirm.core import Memory, Moment, Outputs, Penalty
 from sparseirm.data import Batches
+from sparseirm.experiments.estimates import Estimates
 from sparseirm.experiments.executors import local
 from sparseirm.experiments.store import Store
-from sparseirm.experiments.sweep import Apart, carry_out_at_once, sweep
+from sparseirm.experiments.sweep import Apart, _Work, carry_out_at_once, sweep
 from sparseirm.losses import BINARY
 from sparseirm.models import Network, build, network
 from sparseirm.penalties import PENALTIES, irmv1, rex
@@ -27,7 +28,7 @@ from sparseirm.sparsifiers.gates import gated
 from sparseirm.training.checkpoint import tensors_of
 from sparseirm.training.loop import Record, train
 from sparseirm.training.state import Plan, State, start
-from sparseirm.training.together import Member, train_together, why_apart
+from sparseirm.training.together import Member, _Stack, train_together, why_apart
 
 RARELY = {"set": {"every": 0.45}, "rigl": {"every": 0.45}}
 """Weights that came into use a step ago are all of the size of Adam's rate; there the last bit decides."""
@@ -193,6 +194,45 @@ def test_a_run_that_is_not_finite_fails_as_alone_and_harms_no_other() -> None:
         torch.testing.assert_close(one.state.weights, other.state.weights, rtol=1e-5, atol=1e-6)
 
 
+def ridge(out: Outputs) -> Tensor:
+    """A penalty of somebody's own that reads the weights."""
+    return sum((p.square().sum() for p in out.parameters), torch.zeros(()))
+
+
+class Surprise(Exception):
+    """What a penalty of somebody's own may raise."""
+
+
+@pytest.mark.parametrize("short", [False, True], ids=["in the penalty", "for want of memory"])
+def test_a_pass_of_all_that_fails_ends_no_run_that_would_not_end_alone(
+    short: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def surprising(out: Outputs) -> Tensor:
+        if not short and float(out.risks.detach().amin()) < 0.6:
+            raise Surprise
+        return out.risks.sum()
+
+    kinds = [Kind(), Kind(penalty=surprising, plan=replace(LONGER, lr=0.1)), Kind("dense", plan=LONGER)]
+    (net, ours), (_, theirs) = members(kinds), members(kinds)
+    outputs = _Stack.outputs
+
+    def scarce(self: _Stack) -> None:
+        if self.step == 3:
+            raise MemoryError
+        outputs(self)
+
+    if short:
+        monkeypatch.setattr(_Stack, "outputs", scarce)
+    train_together(net, BINARY, ours)
+    for member in theirs:
+        alone(net, member)
+    assert [type(member.failure) for member in ours] == [type(member.failure) for member in theirs]
+    assert isinstance(ours[1].failure, Surprise) is not short
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.state.step == other.state.step > 0
+        torch.testing.assert_close(one.state.weights, other.state.weights, rtol=1e-5, atol=1e-5)
+
+
 def test_what_is_raised_between_steps_ends_that_run_only() -> None:
     net, runs = members([Kind(), Kind(), Kind()])
 
@@ -213,7 +253,8 @@ def test_what_cannot_be_together_is_told() -> None:
 
     assert "running statistics" in why([Kind()], noisy_module)
     assert "random" in why([Kind()], lambda: nn.Sequential(nn.Linear(6, 3), nn.Dropout(), nn.Linear(3, 1)))
-    assert "gradients by the weights" in why([Kind(penalty=PENALTIES["iga"])])
+    for penalty in (PENALTIES["iga"], ridge):
+        assert "reads the weights" in why([Kind(penalty=penalty)])
     assert "differ" in why([Kind(), Kind(plan=replace(PLAN, precision="bf16"))])
     assert why([Kind(), Kind("dense")]) == "None"
 
@@ -301,6 +342,34 @@ def test_one_that_fails_is_reported_in_its_place(monkeypatch: pytest.MonkeyPatch
     assert [type(each) for each in found] == [Result, NonFiniteError, Result]
 
 
+def test_what_a_user_or_the_disk_raises_ends_that_run_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(at: int, record: Record, trajectory: object) -> None:
+        if (at, record.step) == (1, 3):
+            raise RuntimeError("enough of this")
+
+    save = engine.Underway.save
+
+    def full(self: engine.Underway, state: State, pause: float = 0.0) -> None:
+        if self.recipe.seed == 2 and state.step == 5:
+            raise OSError("the disk is full")
+        save(self, state, pause)
+
+    monkeypatch.setattr(engine.Underway, "save", full)
+    outs = [tmp_path / str(at) for at in range(3)]
+    found = run_together(RECIPES, together=3, outs=outs, on_step=stop, checkpoint_seconds=0)
+    assert [type(each) for each in found] == [Result, RuntimeError, OSError]
+    _close(_result(found[0]), run(RECIPES[0]))
+
+
+def test_runs_too_short_to_measure_run_one_after_the_other() -> None:
+    said: list[str] = []
+    found = run_together([replace(recipe, steps=1) for recipe in RECIPES], say=said.append)
+    assert not any("together" in _result(each).environment for each in found)
+    assert len(said) == 1 and "too short" in said[0]
+
+
 @pytest.mark.parametrize(("gain", "chosen"), [(5.0, 3), (1.0, None)])
 def test_the_measurement_decides(gain: float, chosen: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "_gain", lambda runs: gain)
@@ -322,8 +391,9 @@ def test_groups_are_of_one_shape() -> None:
     assert engine.groups(recipes, 2) == [[0], [1, 2], [3], [4, 5]]
     assert engine.groups(recipes, "auto", workers=1) == [[0, 1, 2], [3, 4, 5]]
     assert engine.groups(recipes, "off") == [[at] for at in range(6)]
-    with pytest.raises(SettingError, match="2 or more"):
-        engine.groups(recipes, 1)
+    for wrong in (1, 0, -1, "x", 2.5):
+        with pytest.raises(SettingError, match="2 or more"):
+            engine.groups(recipes, wrong)  # type: ignore[arg-type]
 
 
 def test_a_run_of_several_trainings_is_carried_out_alone() -> None:
@@ -342,7 +412,7 @@ def test_a_sweep_at_once_and_one_by_one(tmp_path: Path) -> None:
     with local(1) as pool:
         found = sweep(recipes, store, pool, together=3, say=said.append)
     assert [result and result.environment.get("together") for result in found] == [3, 3, 3, *4 * [None]]
-    assert len(said) == 1 and said[0].startswith("3 runs one by one: penalty 'iga' needs")
+    assert len(said) == 1 and said[0].startswith("3 runs one by one: a penalty that reads")
     assert not [*(tmp_path / "work").glob("*")]
 
 
@@ -361,6 +431,36 @@ class Dying:
 def test_a_group_whose_process_dies_goes_on_one_by_one(tmp_path: Path) -> None:
     found = sweep(RECIPES, Store(tmp_path), Dying(), together=3)
     assert [result and result.last for result in found] == [run(recipe).last for recipe in RECIPES]
+
+
+class Slow:
+    """An executor whose calls never begin by themselves, and note that they are cancelled."""
+
+    def __init__(self) -> None:
+        self.calls: list[Future[Any]] = []
+
+    def submit(self, call: Callable[..., Any], /, *arguments: Any) -> Future[Any]:
+        self.calls.append(Future())
+        return self.calls[-1]
+
+
+def test_a_group_counts_as_one_process_and_is_cancelled_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
+    store, executor = Store(tmp_path), Slow()
+    single = replace(RECIPES[0], width=6).resolved()
+    recipes = {recipe.key: recipe for recipe in [*(each.resolved() for each in RECIPES), single]}
+    work = _Work(store, executor, None, None, 3, 1, lambda line: None)
+    work.begin(recipes)
+    work.estimates = Estimates.of([run(RECIPES[0])])
+    assert not [*work.depart()] and len(executor.calls) == 2
+    alone = work.progress().seconds
+    for recipe in RECIPES[:2]:  # the third has ended, and gives no sign of life
+        store.beat(recipe.resolved(), 0, 8)
+    assert len(work.progress().running) == 2 and work.progress().seconds == alone
+    store.beat(single, 0, 8)
+    assert alone and work.progress().seconds == pytest.approx(alone / 2)
+    store.clear(single)
+    work.cancel()
+    assert sorted(call.cancelled() for call in executor.calls) == [False, True]
 
 
 def test_runs_in_the_store_and_elsewhere_are_left_out(tmp_path: Path) -> None:

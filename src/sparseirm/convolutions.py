@@ -52,7 +52,8 @@ def _conv2d(
 ) -> Tensor:
     """`torch.conv2d`, by the way that is faster."""
     small = x.ndim == 4 and x.shape[2] * x.shape[3] < weight.shape[2] * weight.shape[3]
-    if not small or len(x) < FEWEST or groups > 1 or x.device.type != "cpu" or isinstance(padding, str):
+    whole = small and x.shape[1] == weight.shape[1]  # no groups; and no misfit, of which PyTorch tells
+    if not whole or len(x) < FEWEST or x.device.type != "cpu" or isinstance(padding, str):
         return torch.conv2d(x, weight, bias, stride, padding, dilation, groups)
     return dense(x, weight, bias, _pair(stride), _pair(padding), _pair(dilation))
 
@@ -83,6 +84,9 @@ def dense(
     Returns:
         What `torch.conv2d` gives, ``(n, outputs, height, width)`` with channels last.
 
+    Raises:
+        RuntimeError: if the kernel is larger than the image and its padding.
+
     Example:
         >>> x, kernel = torch.ones(1, 1, 2, 2), torch.ones(1, 1, 3, 3)
         >>> dense(x, kernel, None, (1, 1), (1, 1), (1, 1)).flatten()
@@ -98,6 +102,7 @@ def dense(
 
 
 @cache
+@torch.inference_mode(False)  # what is kept must serve training too
 def _places(
     channels: int,
     size: tuple[int, ...],
@@ -113,6 +118,8 @@ def _places(
     taps, inside = [], []
     for n_in, n_taps, step, pad, gap in zip(size, kernel, stride, padding, dilation, strict=True):
         n_out = (n_in + 2 * pad - gap * (n_taps - 1) - 1) // step + 1
+        if n_out < 1:
+            raise RuntimeError(f"a kernel of {n_taps} does not fit into {n_in} pixels and a padding of {pad}")
         distance = torch.arange(n_in)[:, None] + pad - step * torch.arange(n_out)
         taps.append(distance.div(gap, rounding_mode="floor"))
         inside.append((distance >= 0) & (distance % gap == 0) & (distance <= gap * (n_taps - 1)))

@@ -150,8 +150,8 @@ def groups(recipes: Sequence[Recipe], together: Together, workers: int = 1) -> l
     if together == "off":
         return [[at] for at in range(len(recipes))]
     most = MOST if together == "auto" else together
-    if most < 2:
-        raise SettingError(f"`together` must be auto, off, or 2 or more runs; got {together}.")
+    if not isinstance(most, int) or most < 2:
+        raise SettingError(f"`together` must be auto, off, or 2 or more runs; got {together!r}.")
     alike: dict[str, list[int]] = {}
     for at, recipe in enumerate(recipes):
         alike.setdefault(_shape(recipe), []).append(at)
@@ -248,21 +248,23 @@ def _why_apart(runs: Sequence[Underway], measure: bool, say: Callable[[str], Non
     if why or not measure:
         return why
     gain = _gain(runs)
+    if gain is None:
+        return "they are too short to measure whether they gain"
     if gain < FASTER:
         return f"at once they would take {1 / gain:.2f} times as long"
     say(f"{_words([run.recipe for run in runs])} at once: {gain:.1f} times as fast as one after the other")
     return None
 
 
-def _gain(runs: Sequence[Underway]) -> float:
-    """How many times as fast as one after the other steps of runs are at once; 0 without enough steps."""
+def _gain(runs: Sequence[Underway]) -> float | None:
+    """How many times as fast as one after the other steps of runs are at once; None without enough steps."""
     network, loss = runs[0].network, runs[0].loss
     both: list[float] = []
     each: list[float] = []
     for turn in range(ROUNDS):
         both += _step_times(partial(train_together, network, loss, [_fresh(run) for run in runs]))
         each += _step_times(partial(_alone, network, loss, _fresh(runs[turn % len(runs)])))
-    return len(runs) * median(each) / median(both) if both and each else 0.0
+    return len(runs) * median(each) / median(both) if both and each else None
 
 
 def _alone(network: Network, loss: Loss, one: Member, between: Callable[[], None]) -> None:
@@ -340,8 +342,11 @@ def _together(
         whole = True
         for at, member in members.items():
             if member.failure is None and at in records:
-                on_step(at, records.pop(at), runs[at].trajectory)
-                runs[at].save(member.state, pause)
+                try:
+                    on_step(at, records.pop(at), runs[at].trajectory)
+                    runs[at].save(member.state, pause)
+                except Exception as error:  # of this run, and no reason for the others to end
+                    member.failure = error
         whole = False
 
     for at, one in runs.items():

@@ -335,21 +335,24 @@ class _Work:
                 yield recipe, self._recorded(recipe, failure)
 
     def progress(self) -> Progress:
-        running, left = [], 0.0
-        for recipe in [*self.waiting.values(), *(recipe for recipe, _ in self.flights.values())]:
+        running, left, calls = [], 0.0, set[int]()
+        flights = [(recipe, id(_call(handle))) for recipe, handle in self.flights.values()]
+        for recipe, call in [*((recipe, id(recipe)) for recipe in self.waiting.values()), *flights]:
             over = self.store.over(recipe)
             if over is not None:
                 running.append((recipe, over))
+                calls.add(call)  # runs at once share the time of one process
             left += (1 - (over or 0)) * (self.estimates.seconds(recipe) or math.nan)
-        seconds = None if math.isnan(left) else left / max(1, len(running))
+        seconds = None if math.isnan(left) else left / max(1, len(calls))
         failed, postponed = self.counts["failed"], self.counts["postponed"]
         done = self.total - len(self.waiting) - len(self.flights) - failed - postponed
         return Progress(self.total, done, failed, postponed, running, seconds)
 
     def cancel(self) -> None:
         """Take back what has not begun."""
-        for recipe, handle in self.flights.values():
-            if self.store.over(recipe) is None:
+        begun = {id(_call(handle)) for r, handle in self.flights.values() if self.store.over(r) is not None}
+        for _, handle in self.flights.values():
+            if id(_call(handle)) not in begun:
                 handle.cancel()
 
     def _start(self, recipe: Recipe) -> None:
@@ -427,3 +430,8 @@ class _Part:
 
     def cancel(self) -> Any:
         return self.group.handle.cancel()
+
+
+def _call(handle: Handle) -> Handle:
+    """What carries out a run: its own call, or that of its group."""
+    return handle.group.handle if isinstance(handle, _Part) else handle

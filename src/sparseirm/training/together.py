@@ -75,13 +75,14 @@ def train_together(
 
     All draws are those each would make alone. Products of stacked matrices may be added up in another order,
     so results differ from those of single runs by rounding, which grows in long runs. A run whose numbers
-    are not finite goes on alone, and fails as it would have.
+    are not finite goes on alone, and fails as it would have; all do where the pass of all is not to be had,
+    be it for a penalty's error in one of them or for want of memory.
 
     Args:
         network: the network of all of them, of which only the structure matters.
         loss: the loss per sample.
         members: the runs, which `why_apart` has nothing against; their failures are noted in them.
-        between: called between two steps, when all states are whole.
+        between: called between two steps, when all states are whole; it may note failures in members.
     """
     with fast_matmul(), kept_memory(sum(member.batches.nbytes for member in members)):
         while left := [member for member in members if not member.over]:
@@ -202,18 +203,27 @@ class _Stack:
         return self.members[0].state.step
 
     def take_step(self) -> list[Member]:
-        """Take one step, or none if numbers of some members are not finite; return these."""
-        self.outputs()
-        losses = torch.cat([block.losses() for block in self.blocks])
-        fine = torch.isfinite(losses.detach())
-        if not fine.all():
-            return [member for member, ok in zip(self.members, fine.tolist(), strict=True) if not ok]
-        for block in self.blocks:
-            clear_gradients(block.state)
-        torch.autograd.backward(losses.sum())
+        """Take one step; or none, and return the members that cannot take it with the others."""
+        try:
+            fine = self._gradients()
+        except Exception:  # whose it is will show as each goes on alone
+            return self.members
+        if not all(fine):
+            return [member for member, ok in zip(self.members, fine, strict=True) if not ok]
         for block in self.blocks:
             block.finish_step()
         return []
+
+    def _gradients(self) -> list[bool]:
+        """One pass forth and, if all losses are finite, back; which of them are."""
+        self.outputs()
+        losses = torch.cat([block.losses() for block in self.blocks])
+        fine: list[bool] = torch.isfinite(losses.detach()).tolist()
+        if all(fine):
+            for block in self.blocks:
+                clear_gradients(block.state)
+            torch.autograd.backward(losses.sum())
+        return fine
 
     def outputs(self) -> None:
         """One pass of all; every block then knows its members' risks and penalties."""
@@ -314,7 +324,8 @@ class _Block:
 
         def one(noise: Generator, *parts: Any) -> tuple[Tensor, Tensor]:
             logits, features, y, env, weight = parts
-            out = Outputs(logits, y, env, n_envs, loss, weight, features=features, noise=noise)
+            given = (logits, y, env, n_envs, loss, weight)
+            out = Outputs(*given, features=features, parameters=_Mixed(), noise=noise)
             return out.risks.mean(), self.penalty(out)
 
         if self.vmapped:
@@ -389,6 +400,15 @@ class _Block:
     def _new(self, key: object, value: object) -> bool:
         old, self.shared[key] = self.shared.get(key), value
         return old is not value
+
+
+class _Mixed(tuple[Tensor, ...]):
+    """The weights of a pass of several runs, which are not those of any single one."""
+
+    def _refuse(self, *key: Any) -> Any:
+        raise SettingError("a penalty that reads the weights, or takes gradients by them, needs single runs")
+
+    __len__ = __iter__ = __getitem__ = _refuse
 
 
 def _has_rows(slot: str, value: object) -> bool:
