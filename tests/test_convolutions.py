@@ -132,3 +132,13 @@ def test_nothing_stays_changed() -> None:
     net.call(torch.rand(FEWEST, 3, 2, 2), *net.parts())
     assert torch.overrides._get_current_function_mode_stack() == before
     assert issubclass(SmallImages, TorchFunctionMode)
+
+
+def test_under_autocast_the_type_is_that_of_pytorch() -> None:
+    x, weight, bias = (tensor.float() for tensor in example((2, 1), (3, 3)))
+    with torch.autocast("cpu", torch.bfloat16):
+        theirs = torch.conv2d(x, weight, bias, padding=1)
+        with SmallImages():
+            ours = torch.conv2d(x, weight, bias, padding=1)
+    assert ours.dtype == theirs.dtype == torch.bfloat16
+    torch.testing.assert_close(ours, theirs, rtol=0.05, atol=0.05)

@@ -98,7 +98,7 @@ def dense(
     with_zero = functional.pad(rows, (0, 0, 0, 1))  # what lies outside of the kernel
     matrix = functional.embedding(places, with_zero).flatten(1)
     images = (x.permute(0, 2, 3, 1).reshape(n, -1) @ matrix).view(n, *shape, outputs)
-    return (images if bias is None else images + bias).permute(0, 3, 1, 2)
+    return (images if bias is None else images + bias.to(images)).permute(0, 3, 1, 2)
 
 
 @cache
