@@ -553,8 +553,11 @@ def compiling(size: Size) -> Part:
 
 def stacking(size: Size) -> Part:
     """What it saves to train several seeds at once."""
-    rows, checks = alternatives.stacked(size.few, size.small, size.seeds, size.repeats)
-    return Part(rows, checks)
+    part = Part()
+    for n in (size.few // 4, size.few):
+        rows, checks = alternatives.stacked(n, size.small, size.seeds, size.repeats)
+        part = Part(part.rows + rows, part.checks + checks)
+    return part
 
 
 @dataclass(frozen=True)
