@@ -276,16 +276,29 @@ def _alone(network: Network, loss: Loss, one: Member, between: Callable[[], None
 
 def _step_times(go: Callable[[Callable[[], None]], object]) -> list[float]:
     """Seconds of a few steps after the first."""
+    return [after - before for before, after in pairwise(first_steps(go, STEPS + 1))]
+
+
+def first_steps(go: Callable[[Callable[[], None]], object], n: int) -> list[float]:
+    """Go on with a training for some steps, and leave it between two of them.
+
+    Args:
+        go: goes on with the training, and calls what it is handed after every step.
+        n: number of steps.
+
+    Returns:
+        The clock after each of them, or after each there was, in seconds.
+    """
     ends: list[float] = []
 
-    def between() -> None:
+    def count() -> None:
         ends.append(time.perf_counter())
-        if len(ends) > STEPS:
+        if len(ends) == n:
             raise _Enough
 
     with suppress(_Enough):
-        go(between)
-    return [after - before for before, after in pairwise(ends)]
+        go(count)
+    return ends
 
 
 class _Enough(BaseException):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from tempfile import TemporaryDirectory
 from unittest.mock import patch
 
@@ -18,6 +17,7 @@ from sparseirm.bench.workloads import DECIDED, Ours, ours, perceptron, samples
 from sparseirm.data.environments import Batches
 from sparseirm.losses import BINARY
 from sparseirm.models import Network, build
+from sparseirm.together import first_steps
 from sparseirm.training.precision import PRECISIONS, autocast, fast_matmul
 from sparseirm.training.together import Member, train_together
 
@@ -85,11 +85,11 @@ def stacked(n: int, widths: tuple[int, ...], seeds: int, repeats: int) -> tuple[
         ]
 
         def at_once(net: Network = both[0].network, members: list[Member] = members) -> None:
-            _steps(lambda count: train_together(net, BINARY, members, count))
+            first_steps(lambda count: train_together(net, BINARY, members, count), AT_ONCE)
 
         def in_turn(singles: list[Ours] = singles) -> None:
             for run in singles:
-                _steps(lambda count, run=run: run.train(lambda state, record: count()))  # type: ignore[misc]
+                run.take_steps(AT_ONCE)
 
         at_once()
         in_turn()
@@ -100,22 +100,6 @@ def stacked(n: int, widths: tuple[int, ...], seeds: int, repeats: int) -> tuple[
         rows.append(row(what, times["at once"], times["in turn"], "one after the other in the same process"))
         checks.append(at_most(f"{what}: largest difference of a weight after {AT_ONCE} steps", apart, 1e-4))
     return rows, checks
-
-
-class _Enough(BaseException):
-    """Training is to be left between two steps."""
-
-
-def _steps(go: Callable[[Callable[[], None]], object]) -> None:
-    """`AT_ONCE` steps of a training that calls what it is handed after each of them."""
-    left = iter(range(AT_ONCE - 1))
-
-    def count() -> None:
-        if next(left, None) is None:
-            raise _Enough
-
-    with suppress(_Enough):
-        go(count)
 
 
 def _step(module: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], None]:

@@ -6,7 +6,6 @@ Speed does not depend on pixels, so nothing is downloaded.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,6 +21,7 @@ from sparseirm.penalties import irmv1, no_penalty
 from sparseirm.randomness import generator
 from sparseirm.sparsifiers import Dense, ProbMask
 from sparseirm.sparsifiers.gates import gated
+from sparseirm.together import first_steps
 from sparseirm.training.loop import Record, train
 from sparseirm.training.sharding import WHOLE, Sharding
 from sparseirm.training.shrinking import Shrinking
@@ -118,10 +118,6 @@ class Shrunk(Shrinking):
         """Keep the smaller network."""
 
 
-class _Enough(Exception):
-    """A run is to be left between two steps."""
-
-
 @dataclass
 class Ours:
     """A run that can be stepped.
@@ -154,12 +150,11 @@ class Ours:
 
     def step(self) -> None:
         """Take one step."""
+        self.take_steps(1)
 
-        def stop(state: State, record: Record) -> None:
-            raise _Enough
-
-        with suppress(_Enough):
-            self.train(stop)
+    def take_steps(self, n: int) -> None:
+        """Take some steps."""
+        first_steps(lambda count: self.train(lambda state, record: count()), n)
 
     def train(self, on_step: Callable[[State, Record], None]) -> None:
         """Go on to the end of the plan."""

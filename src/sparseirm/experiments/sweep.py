@@ -32,6 +32,7 @@ PAUSE, BEAT = 0.1, 2.0
 """Seconds between two looks at the executor, and between two signs of life of a run."""
 
 OVER = "not started: the time budget is used up"
+STOPPED = "stopped: the time budget is used up; it will go on from its checkpoint"
 
 _TURN = threading.Lock()
 """One run at a time in a process: generators and settings of PyTorch belong to the process."""
@@ -176,7 +177,7 @@ def carry_out(
                     pulse = _pulse(store, recipe, deadline)
                     store.put(run(recipe, data_root=data_root, out=folder, resume=True, on_step=pulse))
             except OutOfTime:
-                return Postponed("stopped: the time budget is used up; it will go on from its checkpoint")
+                return Postponed(STOPPED)
             except Exception as error:
                 return _kept(store, recipe, error)
             store.clear(recipe)
@@ -225,7 +226,7 @@ def carry_out_at_once(
                 *(on_step, checkpoint_pause(), measure, said.append),
             )
         except OutOfTime:
-            why = Postponed("stopped: the time budget is used up; it will go on from its checkpoint")
+            why = Postponed(STOPPED)
             return said, found | {recipe.key: why for recipe, _ in mine}
         if isinstance(ended, str):
             return said, found | {recipe.key: Apart(ended) for recipe, _ in mine}
@@ -361,13 +362,13 @@ class _Work:
 
     def _start_at_once(self, recipes: list[Recipe]) -> None:
         if len(recipes) == 1:
-            return self._start(recipes[0])
+            self._start(recipes[0])
+            return
         measure = self.together == "auto"
         given = (recipes, self.store.root, self.data_root, self.deadline, measure)
         group = _Group(self.executor.submit(carry_out_at_once, *given), self.say)
         for recipe in recipes:
             self.flights[recipe.key] = recipe, _Part(group, recipe.key)
-        return None
 
     def _again(self, recipe: Recipe) -> bool:
         """Start a run again whose process died, unless that has happened too often."""

@@ -94,7 +94,7 @@ def _draws(u: Tensor | Generator | Sequence[Generator], like: Tensor) -> Iterabl
     if isinstance(u, Tensor):
         return _pieces(u)
     each = (u,) if isinstance(u, Generator) else u
-    rows = zip(like.reshape(-1, like.shape[-1]), each, strict=True)
+    rows = zip(_rows(like), each, strict=True)
     return (uniform(piece, noise) for row, noise in rows for piece in torch.split(row, CHUNK))
 
 
@@ -102,8 +102,10 @@ def _chunks(*vectors: Tensor) -> zip[tuple[Tensor, ...]]:
     return zip(*map(_pieces, vectors), strict=True)
 
 
-def _pieces(rows: Tensor) -> list[Tensor]:
+def _pieces(vectors: Tensor) -> list[Tensor]:
     """Views of a vector, or of every row of a matrix, that fit into the cache."""
-    if rows.ndim == 1:
-        return [*torch.split(rows, CHUNK)]
-    return [piece for row in rows for piece in torch.split(row, CHUNK)]
+    return [piece for row in _rows(vectors) for piece in torch.split(row, CHUNK)]
+
+
+def _rows(vectors: Tensor) -> tuple[Tensor, ...]:
+    return (vectors,) if vectors.ndim == 1 else vectors.unbind()
