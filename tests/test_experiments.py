@@ -230,6 +230,16 @@ def test_estimates_scale_what_was_measured_on_the_most_alike_runs() -> None:
     assert estimates.seconds(replace(deep, data="cifar_mnist")) is not None
 
 
+def test_a_share_of_the_time_of_runs_at_once_says_little_about_a_run_by_itself() -> None:
+    recipe, done = RECIPE.resolved(), run(RECIPE)
+    shared = replace(done, seconds=1.0, environment={**done.environment, "together": 8})
+    estimates = Estimates.of([shared])
+    assert estimates.seconds(recipe) == estimates.seconds(recipe, shared=True) == pytest.approx(1.0)
+    estimates.learn(replace(done, seconds=6.0))
+    assert estimates.seconds(recipe) == pytest.approx(6.0)
+    assert estimates.seconds(recipe, shared=True) == pytest.approx(1.0)
+
+
 @pytest.mark.parametrize("settings", SETTINGS)
 @pytest.mark.parametrize("method", ["erm", "irm", "sparseirm", "mrm"])
 def test_work_is_that_of_the_steps_that_are_taken(method: str, settings: str) -> None:

@@ -246,6 +246,37 @@ def test_what_is_raised_between_steps_ends_that_run_only() -> None:
     assert [member.failure is None for member in runs] == [True, False, True]
 
 
+@dataclass(frozen=True)
+class Breaking(ProbMask):
+    """A sparsifier of somebody's own, which breaks in the middle."""
+
+    rows = False
+
+    def after_step(self, weights: Tensor, memory: Memory, now: Moment, gradient: Tensor | None) -> None:
+        if now.step == 3:
+            raise Surprise
+        super().after_step(weights, memory, now, gradient)
+
+
+@dataclass(frozen=True)
+class BreakingRows(Breaking):
+    """The same for several runs at once."""
+
+    rows = True
+
+
+@pytest.mark.parametrize("breaking", [Breaking, BreakingRows])
+def test_what_a_sparsifier_raises_after_a_step_ends_its_runs_only(breaking: type[Breaking]) -> None:
+    net, runs = members([Kind(), Kind(), Kind("dense")])
+    told: list[int] = []
+    runs[1].sparsifier = breaking(budget=runs[1].sparsifier.budget)  # type: ignore[attr-defined]
+    runs[1].on_step = lambda state, record: told.append(record.step)
+    train_together(net, BINARY, runs)
+    assert [type(member.failure) for member in runs] == [type(None), Surprise, type(None)]
+    assert [runs[0].state.step, runs[2].state.step] == [12, 12]
+    assert told == [1, 2, 3]
+
+
 def test_what_cannot_be_together_is_told() -> None:
     def why(kinds: list[Kind], module: Callable[[], nn.Module] = plain_module) -> str:
         net, runs = members(kinds, module=module)

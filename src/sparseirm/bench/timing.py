@@ -91,12 +91,13 @@ def at_most(name: str, value: float, most: float) -> Check:
     return Check(name, float(value), float(most), value <= most)
 
 
-def interleaved(calls: Mapping[str, Callable[[], object]], repeats: int) -> Times:
-    """Seconds of every call, A B C A B C ..., after two rounds that do not count: fresh memory is slow.
+def interleaved(calls: Mapping[str, Callable[[], object]], repeats: int, warm_up: int = 2) -> Times:
+    """Seconds of every call, A B C A B C ..., after rounds that do not count: fresh memory is slow.
 
     Args:
         calls: what to time, by name; of processes that take turns, each waits until the other is at rest.
         repeats: timed rounds, at least 1.
+        warm_up: rounds before that do not count; none for calls that start processes of their own.
 
     Returns:
         Name to ``repeats`` times in seconds.
@@ -105,11 +106,9 @@ def interleaved(calls: Mapping[str, Callable[[], object]], repeats: int) -> Time
         >>> sorted(interleaved({"a": lambda: 1, "b": lambda: 2}, repeats=2))
         ['a', 'b']
     """
-    for call in [*calls.values()] * 2:
-        call()
     times: Times = {name: [] for name in calls}
-    last = _process(call)
-    for _ in range(repeats):
+    last: str | None = None
+    for _ in range(warm_up + repeats):
         for name, call in calls.items():
             if _process(call) != last:
                 time.sleep(PAUSE)
@@ -117,7 +116,7 @@ def interleaved(calls: Mapping[str, Callable[[], object]], repeats: int) -> Time
             begun = time.perf_counter()
             call()
             times[name].append(time.perf_counter() - begun)
-    return times
+    return {name: taken[warm_up:] for name, taken in times.items()}
 
 
 def _process(call: Callable[[], object]) -> str | None:

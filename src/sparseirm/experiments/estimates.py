@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
+from itertools import product
 
 from sparseirm.models import MODELS
 from sparseirm.recipe import Recipe
@@ -33,10 +34,12 @@ def cost(recipe: Recipe) -> float:
 class Estimates:
     """Seconds per unit of `cost`, learnt from finished runs; the more alike they are, the more they count.
 
-    Runs of one network say nothing about another.
+    Runs of one network say nothing about another. Of runs at once, each has its share of their time; they
+    tell about runs by themselves only where nothing else does.
 
     Attributes:
-        rates: measured rates by kind of run, from exactly alike to any of the same network.
+        rates: measured rates by whether the run shared its time and by kind of run, from exactly alike to any
+            of the same network.
 
     Example:
         >>> Estimates().seconds(Recipe()) is None
@@ -55,13 +58,20 @@ class Estimates:
 
     def learn(self, result: Result) -> None:
         """Add a finished run."""
+        shared = "together" in result.environment
         for kind in _kinds(result.recipe):
-            self.rates.setdefault(kind, []).append(result.seconds / cost(result.recipe))
+            self.rates.setdefault((shared, kind), []).append(result.seconds / cost(result.recipe))
 
-    def seconds(self, recipe: Recipe) -> float | None:
-        """Seconds that a run should take on one worker; None before a run of its network has finished."""
+    def seconds(self, recipe: Recipe, shared: bool = False) -> float | None:
+        """Seconds that a run should take on one worker; None before a run of its network has finished.
+
+        Args:
+            recipe: the run.
+            shared: whether it is to share its time with others at once.
+        """
         recipe = recipe.resolved()
-        known = next((self.rates[kind] for kind in _kinds(recipe) if kind in self.rates), None)
+        keys = product((shared, not shared), _kinds(recipe))
+        known = next((self.rates[key] for key in keys if key in self.rates), None)
         return statistics.median(known) * cost(recipe) if known else None
 
 

@@ -343,7 +343,7 @@ class _Work:
             if over is not None:
                 running.append((recipe, over))
                 calls.add(call)  # runs at once share the time of one process
-            left += (1 - (over or 0)) * (self.estimates.seconds(recipe) or math.nan)
+            left += (1 - (over or 0)) * (self._seconds(recipe) or math.nan)
         seconds = None if math.isnan(left) else left / max(1, len(calls))
         failed, postponed = self.counts["failed"], self.counts["postponed"]
         done = self.total - len(self.waiting) - len(self.flights) - failed - postponed
@@ -393,7 +393,10 @@ class _Work:
         return failure
 
     def _length(self, recipe: Recipe) -> tuple[float, float]:
-        return self.estimates.seconds(recipe) or 0.0, cost(recipe)
+        return self._seconds(recipe) or 0.0, cost(recipe)
+
+    def _seconds(self, recipe: Recipe) -> float | None:
+        return self.estimates.seconds(recipe, shared=self.together != "off")
 
 
 @dataclass

@@ -9,7 +9,8 @@ between two steps (evaluation, checkpoints) finds what it always finds.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -154,13 +155,21 @@ def _alone(network: Network, loss: Loss, member: Member, between: Callable[[], N
     for optimizer in state.optimizers.values():
         for slots in optimizer.state.values():  # the count of steps is still that of all
             slots.update({name: slot.clone() for name, slot in slots.items() if isinstance(slot, Tensor)})
-    try:
+    with _noted([member]):
         train(
             *(network, member.batches, loss, member.penalty, member.sparsifier, member.plan, state),
             *(member.seed, on_step),
         )
+
+
+@contextmanager
+def _noted(members: Sequence[Member]) -> Iterator[None]:
+    """Exceptions end these members, and nothing else."""
+    try:
+        yield
     except Exception as error:
-        member.failure = error
+        for member in members:
+            member.failure = error
 
 
 class _Rows(NamedTuple):
@@ -351,22 +360,24 @@ class _Block:
         gradients = self.effective.grad
         with torch.no_grad():
             if self.rows:
-                self._after_step(self.state, self.nows[0], gradients)
+                self._after_step(self.members, self.state, self.nows[0], gradients)
                 self._share()
             else:
                 each = [None] * len(states) if gradients is None else gradients
-                for given in zip(states, self.nows, each, strict=True):
-                    self._after_step(*given)
+                for member, *given in zip(self.members, states, self.nows, each, strict=True):
+                    self._after_step([member], *given)
         weight, values = self.plan.penalty_weight_at(step), (self.risk.detach(), self.spread.detach())
         for member, risk, spread in zip(self.members, *values, strict=True):
             member.state.step += 1
-            try:
-                member.on_step(member.state, Record(step + 1, risk, spread, weight, self.plan.steps))
-            except Exception as error:
-                member.failure = error
+            if member.failure is None:
+                with _noted([member]):
+                    member.on_step(member.state, Record(step + 1, risk, spread, weight, self.plan.steps))
 
-    def _after_step(self, state: State, now: Moment, gradient: Tensor | None) -> None:
-        forget(state, self.sparsifier.after_step(state.weights, state.memory, now, gradient))
+    def _after_step(
+        self, members: Sequence[Member], state: State, now: Moment, gradient: Tensor | None
+    ) -> None:
+        with _noted(members):
+            forget(state, self.sparsifier.after_step(state.weights, state.memory, now, gradient))
 
     def _optimizer(self, name: str) -> Optimizer:
         """One optimiser for all rows, which remembers what those of the members do."""
