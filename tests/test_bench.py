@@ -42,7 +42,7 @@ from sparseirm.cli import main
 from sparseirm.core import SettingError
 from sparseirm.experiments.benchmarks import GOALS
 from sparseirm.experiments.pages import UNMEASURED, filled
-from sparseirm.files import read_json, write_bytes
+from sparseirm.files import read_json, write_bytes, write_json
 from sparseirm.sparsifiers import project
 
 TINY = replace(QUICK, n=24, width=4, repeats=2, weights=(40,))
@@ -160,6 +160,17 @@ def test_ratios_are_of_medians_and_pairs_of_rounds() -> None:
     found = row("a", [1.0, 2.0, 9.0], [4.0, 2.0, 9.0], "b")
     assert (found.ratio, found.ours_s, found.reference_s) == (2.0, 2.0, 4.0)
     assert (found.low, found.high) == (1.0, 4.0)
+
+
+def test_goals_are_shown_for_several_measurements(tmp_path: Path) -> None:
+    (what, of), goal = next(iter(GOALS.items()))
+    for name, ratio in {"now": goal, "before": goal - 0.5}.items():
+        line = {"name": what, "reference": of, "ratio": ratio}
+        write_json(tmp_path / f"{name}.json", {"rows": [line, {**line, "name": "another"}]})
+    page = filled("<!-- goals now.json before missing -->\n<!-- end -->", tmp_path)
+    assert "| what | reference | goal | now | before |" in page and "another" not in page
+    assert f"| {what} | {of} | {goal:.3g} | {goal:.2f} | ({goal - 0.5:.2f}) |" in page
+    assert filled("<!-- goals missing.json -->\n<!-- end -->", tmp_path).count(UNMEASURED) == 1
 
 
 def test_calls_take_turns() -> None:

@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,16 +14,20 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from makers import PLAN, SAMPLES, Problem, Run, assert_same_bits, noisy_module, plain_module
-from sparseirm.core import NonFiniteError, Outputs, SettingError, Tensors, final_from
+from sparseirm.core import NonFiniteError, Outputs, Penalty, SettingError, Tensors, final_from
+from sparseirm.data import Batches
 from sparseirm.files import DamagedFileError
 from sparseirm.losses import BINARY
 from sparseirm.models import build
 from sparseirm.penalties import irmv1, rex
-from sparseirm.sparsifiers import SPARSIFIERS
-from sparseirm.training import loop, precision
-from sparseirm.training.state import Plan
+from sparseirm.sparsifiers import SPARSIFIERS, projection
+from sparseirm.training import alarm, loop, precision
+from sparseirm.training.alarm import PATIENCE, Alarm
+from sparseirm.training.loop import Record
+from sparseirm.training.state import Plan, State
 
 close = torch.testing.assert_close
 STILL = Plan(steps=8, optimizer="sgd", lr=1.0, lr_schedule="constant", momentum=0.0)
@@ -328,6 +333,71 @@ def test_a_penalty_that_is_not_finite_stops_the_run_and_its_step_is_named() -> N
 
     with pytest.raises(NonFiniteError, match=r"the penalty became inf in step 3\."):
         Problem(penalty=fails_in_step_3).train()
+
+
+def test_on_a_device_a_number_that_is_not_finite_is_told_later_with_its_step(
+    elsewhere: None,
+) -> None:
+    watch = Alarm(torch.device("cpu"))
+    for step in range(1, PATIENCE):
+        watch.look(step, risk=torch.tensor(math.nan if step == 5 else 0.5 / step), penalty=0.0)
+    with pytest.raises(NonFiniteError, match=r"the risk became nan in step 5\."):
+        watch.look(PATIENCE, risk=torch.tensor(math.inf), penalty=0.0)
+    Alarm(torch.device("cpu")).check()
+    spoiled = replace(SAMPLES, x=SAMPLES.x.masked_fill(SAMPLES.x > 2, float("nan")))
+    with pytest.raises(NonFiniteError, match=r"in step 1\."):  # at the end of a run of 12 steps
+        Problem(plain_module, batch=spoiled).train()
+
+
+LOOKS = (Tensor.tolist, Tensor.item, Tensor.__bool__, Tensor.__float__, Tensor.__int__, Tensor.nonzero)
+
+
+class Looks(TorchFunctionMode):
+    """Notes what would have to wait for a device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in LOOKS:
+            self.found.append("".join(traceback.format_stack(limit=4)))
+        return func(*args, **(kwargs or {}))
+
+
+def steps_that_look(problem: Problem) -> dict[int, list[str]]:
+    """Steps that would wait for a device, and where."""
+    net, sparsifier, state = problem.fresh()
+    batches = Batches(problem.batch, int(problem.batch.env.max()) + 1)
+    found: dict[int, list[str]] = {}
+    with Looks() as looks:
+
+        def on_step(state: State, record: Record) -> None:
+            found[record.step], looks.found = looks.found, []
+
+        loop.train(
+            *(net, batches, BINARY, problem.penalty, sparsifier, problem.plan, state, problem.seed, on_step)
+        )
+    assert len(found) == problem.plan.steps
+    return {step: stacks for step, stacks in found.items() if stacks}
+
+
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Treats the CPU like a device."""
+    for module in (alarm, projection):
+        monkeypatch.setattr(module, "at_hand", lambda device: False)
+
+
+@pytest.mark.usefixtures("elsewhere")
+@pytest.mark.parametrize("penalty", [irmv1, rex])
+@pytest.mark.parametrize("sparsifier", [name for name in SPARSIFIERS if not name.startswith("structured")])
+def test_no_step_waits_for_a_device(sparsifier: str, penalty: Penalty) -> None:
+    assert not steps_that_look(Problem(plain_module, sparsifier=sparsifier, penalty=penalty))
+
+
+def test_on_a_cpu_every_step_looks() -> None:
+    assert len(steps_that_look(Problem(plain_module))) == PLAN.steps
 
 
 @pytest.mark.parametrize(

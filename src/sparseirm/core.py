@@ -43,6 +43,15 @@ def accumulator(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
+def at_hand(device: torch.device) -> bool:
+    """Whether numbers can be looked at without waiting for a device.
+
+    >>> at_hand(torch.device("cpu")), at_hand(torch.device("cuda"))
+    (True, False)
+    """
+    return device.type == "cpu"
+
+
 @dataclass(frozen=True)
 class Loss:
     """A loss per sample, with the closed form of its slope along the scale of the logits.

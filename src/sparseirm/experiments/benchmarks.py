@@ -95,10 +95,32 @@ def markdown(report: Mapping[str, Any], name: str) -> str:
     return (markdown_table(heads, lines) if lines else "Not measured.\n") + "".join(notes)
 
 
+def goals(reports: Mapping[str, Mapping[str, Any]]) -> str:
+    """The rows that have a goal, in Markdown.
+
+    Args:
+        reports: contents of several ``bench.json`` by the headings of their columns.
+
+    Returns:
+        The table; a ratio that misses its goal is in brackets.
+    """
+    ratios = {name: {_about(row): row["ratio"] for row in report["rows"]} for name, report in reports.items()}
+    lines = []
+    for (what, of), goal in GOALS.items():
+        found = [each.get((what, of)) for each in ratios.values()]
+        cells = ["" if r is None else f"{r:.2f}" if r >= goal else f"({r:.2f})" for r in found]
+        lines.append((what, of, f"{goal:.3g}", *cells))
+    return markdown_table(("what", "reference", "goal", *ratios), lines)
+
+
+def _about(row: Mapping[str, Any]) -> tuple[str, str]:
+    return row["name"], row["reference"]
+
+
 def _row(row: Mapping[str, Any]) -> tuple[str, ...]:
     spread = f"{row['low']:.2f} to {row['high']:.2f}"
     seconds = (f"{row[name]:.3g}" for name in ("ours_s", "reference_s"))
-    goal = GOALS.get((row["name"], row["reference"]))
+    goal = GOALS.get(_about(row))
     verdict = "" if goal is None else f"{goal:.3g}, {'reached' if row['ratio'] >= goal else 'missed'}"
     return (row["name"], f"{row['ratio']:.2f}", verdict, spread, *seconds, row["reference"])
 

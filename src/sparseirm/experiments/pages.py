@@ -73,6 +73,13 @@ def _measured(root: Path, source: str, names: Sequence[str]) -> str:
     return words
 
 
+def _goals(root: Path, source: str, others: Sequence[str]) -> str:
+    """What had a goal in a ``bench.json``, and beside it in others of its folder."""
+    paths = [root / source, *((root / source).with_name(f"{name}.json") for name in others)]
+    found = {path.stem: read_json(path) for path in paths if path.exists()}
+    return benchmarks.goals(found) if found else UNMEASURED
+
+
 def _published(_: Path, source: str, wanted: Sequence[str]) -> str:
     """Rows of a table of the paper, such as ``table8``: methods against widths, or training and test."""
     chosen = [row for row in published() if row["table"] == source and _has(row, wanted)]
@@ -109,6 +116,7 @@ KINDS = {
     "widths": _stored(by_width),
     "ablation": _read,
     "bench": _measured,
+    "goals": _goals,
     "published": _published,
     "trials": _trials,
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparseirm.core import accumulator
+from sparseirm.core import accumulator, at_hand
 
 PASSES = 16
 """Newton passes where the host must not wait for the device: enough for one weight in ten thousand."""
@@ -41,25 +41,25 @@ def project(scores: Tensor, budget: Tensor | float, guess: Tensor | None = None)
         (tensor([0.5500, 0.4500, 0.0000]), 0.35)
     """
     exact = accumulator(scores.device)
-    k = torch.as_tensor(budget, dtype=exact, device=scores.device)
+    k = torch.zeros((), dtype=exact, device=scores.device) + budget  # a copy from the host would wait
     low = torch.zeros(scores.shape[:-1], dtype=exact, device=scores.device)
     high = scores.amax(-1).to(exact).clamp_min(0)
     excess_low, excess_high = _total(scores, low) - k, -k
     inside = excess_low <= 0
     v = low if guess is None else guess.to(exact).clamp(low, high)
     v = torch.where(inside, low, torch.where(k <= 0, high, v))
-    waits = scores.device.type == "cpu"
-    for turn in range(LONGEST if waits else PASSES):
-        if waits and inside.all():
+    looks = at_hand(scores.device)
+    for turn in range(LONGEST if looks else PASSES):
+        if looks and inside.all():
             break
         excess = _total(scores, v) - k
-        if waits and (excess.abs() <= 1e-12 * k).all():
+        if looks and (excess.abs() <= 1e-12 * k).all():
             break
         above = excess > 0
         slope = _moving(scores, v, above)
         rounding = 4 * torch.finfo(exact).eps * v * slope
         settled = inside | (excess.abs() <= 1e-12 * k + rounding)
-        if waits and settled.all():
+        if looks and settled.all():
             break
         low, excess_low = torch.where(above, v, low), torch.where(above, excess, excess_low)
         high, excess_high = torch.where(above, high, v), torch.where(above, excess_high, excess)
@@ -114,10 +114,6 @@ def top_k(scores: Tensor, k: int) -> Tensor:
     """
     if k <= 0:
         return torch.zeros_like(scores, dtype=torch.bool)
-    if scores.ndim > 1:
-        return torch.stack([top_k(row, k) for row in scores])
-    threshold = scores.kthvalue(scores.numel() - k + 1).values
-    mask = scores > threshold
-    ties = (scores == threshold).nonzero()[:, 0]
-    mask[ties[: k - int(mask.sum())]] = True
-    return mask
+    threshold = scores.kthvalue(scores.shape[-1] - k + 1, -1, keepdim=True).values
+    above, ties = scores > threshold, scores == threshold
+    return above | (ties & (ties.cumsum(-1) <= k - above.sum(-1, keepdim=True)))

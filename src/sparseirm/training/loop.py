@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sparseirm.core import Loss, Moment, NonFiniteError, Outputs, Penalty, Sparsifier, Tensors, final_from
+from sparseirm.core import Loss, Moment, Outputs, Penalty, Sparsifier, Tensors, final_from
 from sparseirm.data.environments import Batch, Batches
 from sparseirm.models import Features, Network
 from sparseirm.randomness import generator, global_draws, seed_of
+from sparseirm.training.alarm import Alarm
 from sparseirm.training.precision import autocast, fast_matmul, kept_memory
 from sparseirm.training.sharding import WHOLE, Sharding
 from sparseirm.training.shrinking import Shrinking
-from sparseirm.training.state import Plan, State, clear_gradients, finite, forget
+from sparseirm.training.state import Plan, State, clear_gradients, forget
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ def train(
     """
     if shrinking:
         shrinking.begin()
+    alarm = Alarm(state.weights.device)
     with global_draws(state.weights.device) as seed_all, fast_matmul(), kept_memory(batches.nbytes):
         while state.step < plan.steps:
             if not state.buffers and at_rest(state.step, sparsifier, plan):
@@ -92,13 +94,16 @@ def train(
             effective = sparsifier.effective(state.weights, state.memory, now)
             out = forward(running, state, effective, batch, batches.n_envs, loss, plan, now, sharding, drawn)
             risk, spread = out.risks.mean(), penalty(out)
-            descend(state, risk, spread, sparsifier.price(state.memory), plan)
+            price = sparsifier.price(state.memory)
+            alarm.look(state.step + 1, risk=risk, penalty=spread, price=price)
+            descend(state, risk, spread, price, plan)
             with torch.no_grad():
                 fresh = sparsifier.after_step(state.weights, state.memory, now, effective.grad)
             forget(state, fresh)
             state.step += 1
             weight = plan.penalty_weight_at(now.step)
             on_step(state, Record(state.step, risk.detach(), spread.detach(), weight, plan.steps))
+        alarm.check()
     return state
 
 
@@ -159,17 +164,7 @@ def descend(state: State, risk: Tensor, penalty: Tensor, price: Tensor | float, 
         penalty: ``()``, unweighted.
         price: ``()`` or 0, what the sparsifier adds to the loss; never divided by ``1 + lambda``.
         plan: lambda, learning rate and L2 weight of the step.
-
-    Raises:
-        NonFiniteError: if risk or penalty are NaN or infinite; nothing is changed then.
     """
-    quantities = {"risk": risk, "penalty": penalty, "price": torch.as_tensor(price)}
-    bad = None if torch.isfinite(risk + penalty + price) else finite(**quantities)
-    if bad:
-        raise NonFiniteError(
-            f"the {bad} became {quantities[bad].item()} in step {state.step + 1}. "
-            "Lower `lr` or `penalty_weight`, or check the data for extreme values."
-        )
     clear_gradients(state)
     torch.autograd.backward(objective(risk, penalty, price, plan, state.step))
     update(state.optimizers, plan, state.step)
