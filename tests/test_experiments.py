@@ -238,6 +238,9 @@ def test_a_share_of_the_time_of_runs_at_once_says_little_about_a_run_by_itself()
     estimates.learn(replace(done, seconds=6.0))
     assert estimates.seconds(recipe) == pytest.approx(6.0)
     assert estimates.seconds(recipe, shared=True) == pytest.approx(1.0)
+    other = replace(RECIPE, method="mrm").resolved()
+    estimates.learn(replace(done, recipe=other, seconds=50.0))
+    assert estimates.seconds(other, shared=True) == pytest.approx(50.0)
 
 
 @pytest.mark.parametrize("settings", SETTINGS)

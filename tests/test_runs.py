@@ -16,7 +16,17 @@ from sparseirm.core import SettingError
 from sparseirm.files import DamagedFileError, read_json, read_tensors
 from sparseirm.methods import METHODS
 from sparseirm.recipe import Recipe
-from sparseirm.runs import CHECKPOINT, MODEL, RESULT, Point, Result, load_model, run
+from sparseirm.runs import (
+    CHECKPOINT,
+    MODEL,
+    RESULT,
+    Point,
+    Result,
+    Underway,
+    environment,
+    load_model,
+    run,
+)
 from sparseirm.sparsifiers import ProbMask
 from sparseirm.training.loop import Record
 
@@ -240,3 +250,17 @@ def test_a_network_with_a_buffer_it_does_not_save_is_loaded(
 def test_batches_of_a_round_without_an_environment_are_no_larger_than_what_is_left() -> None:
     recipe = Recipe(correlations=(0.9, 0.8, 0.7, 0.1), n_train=1200, batch_size=1000, steps=2, width=8)
     assert run(replace(recipe, leave_out=0)).last["train"].accuracy >= 0
+
+
+def test_weights_that_are_not_finite_replace_no_checkpoint(tmp_path: Path) -> None:
+    recipe = Recipe(method="erm", n_train=200, width=4, steps=8, eval_every=4).resolved()
+    underway = Underway(recipe, recipe.make_data(), torch.device("cpu"), tmp_path)
+    state = underway.begin(environment(torch.device("cpu")))
+    underway.save(state)
+    saved = (tmp_path / CHECKPOINT).read_bytes()
+    state.weights.data[0] = torch.nan
+    underway.save(state)
+    assert (tmp_path / CHECKPOINT).read_bytes() == saved
+    state.weights.data[0] = 1.0
+    underway.save(state)
+    assert (tmp_path / CHECKPOINT).read_bytes() != saved

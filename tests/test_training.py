@@ -352,6 +352,28 @@ def test_on_a_device_a_number_that_is_not_finite_is_told_later_with_its_step(
 LOOKS = (Tensor.tolist, Tensor.item, Tensor.__bool__, Tensor.__float__, Tensor.__int__, Tensor.nonzero)
 
 
+@pytest.mark.usefixtures("elsewhere")
+def test_an_evaluation_on_a_device_that_is_not_finite_is_told_with_the_step_that_was() -> None:
+    def fails_in_step_3(out: Outputs) -> Tensor:
+        seen.append(rex(out))
+        return seen[-1] + (math.inf if len(seen) == 3 else 0)
+
+    def evaluate(state: State, record: Record) -> None:
+        if record.step == 8:
+            raise NonFiniteError("the risk of the network is not finite after step 8.")
+
+    seen: list[Tensor] = []
+    problem = Problem(penalty=fails_in_step_3)
+    net, sparsifier, state = problem.fresh()
+    given = (net, Batches(problem.batch, 2), BINARY, problem.penalty, sparsifier, PLAN, state, 0, evaluate)
+    with pytest.raises(NonFiniteError, match=r"the penalty became inf in step 3\."):
+        loop.train(*given)
+
+
+def test_a_penalty_of_one_number_in_a_vector_will_do() -> None:
+    assert Problem(plain_module, penalty=lambda out: rex(out)[None]).train().state.step == PLAN.steps
+
+
 class Looks(TorchFunctionMode):
     """Notes what would have to wait for a device."""
 

@@ -314,8 +314,12 @@ class Underway:
             self.trajectory.append(_point(*given))
 
     def save(self, state: State, pause: float = 0.0) -> None:
-        """Write a checkpoint, if there is a folder and the last one is at least ``pause`` seconds ago."""
-        if self.folder and time.monotonic() - self._saved >= pause:
+        """Write a checkpoint, if there is a folder and the last one is at least ``pause`` seconds ago.
+
+        Weights that are not finite, of which a run on a device is yet to learn, replace no others.
+        """
+        due = self.folder and time.monotonic() - self._saved >= pause
+        if self.folder and due and torch.isfinite(state.weights).all():
             _save(self.folder, state, self.recipe, self.trajectory, self._spent(), self._environment)
             self._saved = time.monotonic()
 

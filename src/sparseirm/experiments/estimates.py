@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
-from itertools import product
 
 from sparseirm.models import MODELS
 from sparseirm.recipe import Recipe
@@ -67,10 +66,17 @@ class Estimates:
 
         Args:
             recipe: the run.
-            shared: whether it is to share its time with others at once.
+            shared: whether it is to share its time with others at once, if it can.
+
+        Returns:
+            Seconds, or None.
         """
         recipe = recipe.resolved()
-        keys = product((shared, not shared), _kinds(recipe))
+        kinds = _kinds(recipe)
+        if shared:
+            keys = [(own, kind) for kind in kinds for own in (True, False)]
+        else:
+            keys = [(own, kind) for own in (False, True) for kind in kinds]
         known = next((self.rates[key] for key in keys if key in self.rates), None)
         return statistics.median(known) * cost(recipe) if known else None
 

@@ -41,8 +41,8 @@ def project(scores: Tensor, budget: Tensor | float, guess: Tensor | None = None)
         (tensor([0.5500, 0.4500, 0.0000]), 0.35)
     """
     exact = accumulator(scores.device)
-    k = torch.zeros((), dtype=exact, device=scores.device) + budget  # a copy from the host would wait
     low = torch.zeros(scores.shape[:-1], dtype=exact, device=scores.device)
+    k = low + budget  # to copy a number from the host would wait for the device
     high = scores.amax(-1).to(exact).clamp_min(0)
     excess_low, excess_high = _total(scores, low) - k, -k
     inside = excess_low <= 0

@@ -17,7 +17,7 @@ class Alarm:
     """Looks at the numbers of steps: at each on a CPU, where that costs nothing, else now and then.
 
     What a device computes is remembered there from the first step that was not finite on, so the error names
-    that step however late it comes. Nothing is lost by the steps in between: the run has failed.
+    that step when it comes. The weights are spoiled by then; on a CPU they are those before the step.
 
     Args:
         device: where the numbers are.
@@ -73,5 +73,5 @@ class Alarm:
     def _there(self, number: Tensor | float) -> Tensor:
         """A number on the device; a copy of one on the host would wait for it."""
         if isinstance(number, Tensor):
-            return number.detach().to(self.kind)
+            return number.detach().to(self.device, self.kind).reshape(())
         return torch.full((), number, dtype=self.kind, device=self.device)

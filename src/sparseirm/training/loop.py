@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sparseirm.core import Loss, Moment, Outputs, Penalty, Sparsifier, Tensors, final_from
+from sparseirm.core import Loss, Moment, NonFiniteError, Outputs, Penalty, Sparsifier, Tensors, final_from
 from sparseirm.data.environments import Batch, Batches
 from sparseirm.models import Features, Network
 from sparseirm.randomness import generator, global_draws, seed_of
@@ -102,7 +102,11 @@ def train(
             forget(state, fresh)
             state.step += 1
             weight = plan.penalty_weight_at(now.step)
-            on_step(state, Record(state.step, risk.detach(), spread.detach(), weight, plan.steps))
+            try:
+                on_step(state, Record(state.step, risk.detach(), spread.detach(), weight, plan.steps))
+            except NonFiniteError:
+                alarm.check()  # which may know of an earlier step
+                raise
         alarm.check()
     return state
 

@@ -361,7 +361,6 @@ class _Block:
         with torch.no_grad():
             if self.rows:
                 self._after_step(self.members, self.state, self.nows[0], gradients)
-                self._share()
             else:
                 each = [None] * len(states) if gradients is None else gradients
                 for member, *given in zip(self.members, states, self.nows, each, strict=True):
@@ -378,6 +377,8 @@ class _Block:
     ) -> None:
         with _noted(members):
             forget(state, self.sparsifier.after_step(state.weights, state.memory, now, gradient))
+            if self.rows:
+                self._share()
 
     def _optimizer(self, name: str) -> Optimizer:
         """One optimiser for all rows, which remembers what those of the members do."""
