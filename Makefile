@@ -31,7 +31,7 @@ lowest: $(READY)              ## the tests with the lowest versions that pyproje
 	VIRTUAL_ENV=$(VENV)/lowest $(BIN)/uv pip install --quiet --resolution lowest-direct --editable ".[dev]"
 	$(VENV)/lowest/bin/pytest -n 2 -m "not slow" -W default
 
-bench: $(READY)               ## how fast it is here, on an idle machine, into results/bench; twenty minutes
+bench: $(READY)               ## how fast it is here, on an idle machine, into results/bench; 25 minutes
 	$(BIN)/sparseirm bench --curves --out results/bench
 
 docs: $(READY)                ## the documentation as a website in site/

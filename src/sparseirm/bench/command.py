@@ -62,7 +62,7 @@ def bench(
     """Measure how fast this package is here, against named alternatives and the machine's own limits.
 
     First it is checked that training computes the numbers of the released way of computing them. Needs no
-    data, an idle machine, and about a quarter of an hour on two cores. Every group of rows is stored when it
+    data, an idle machine, and about twenty minutes on two cores. Every group of rows is stored when it
     is done, so that the same command goes on where it was stopped. Writes ``bench.json``, and with curves
     ``curves.svg``.
 

@@ -20,7 +20,7 @@ from sparseirm.randomness import generator
 from sparseirm.registry import one_of
 from sparseirm.training.checkpoint import load_state, save_state
 from sparseirm.training.processes import averaged
-from sparseirm.training.state import State, finite, forget_history, score_optimizer
+from sparseirm.training.state import State, forget_history, score_optimizer
 
 _ATTACHED: WeakSet[nn.Module] = WeakSet()
 
@@ -271,7 +271,7 @@ class Attachment:
             raise SettingError(
                 "no masked weight has a gradient; call `backward`, in training mode, before `optimizer.step`."
             )
-        if finite(gradient=self._gradient):
+        if not torch.isfinite(self._gradient).all():
             raise NonFiniteError(
                 f"a gradient became NaN or infinite in step {state.step + 1}. Check that every batch has "
                 "samples of every environment, lower the learning rate or the penalty's weight, or check "

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, Optimizer
 
@@ -189,12 +188,3 @@ def forget_history(optimizer: Optimizer, parameter: Tensor, fresh: Tensor) -> No
     for slot in optimizer.state[parameter].values():
         if isinstance(slot, Tensor) and slot.shape == fresh.shape:
             slot[fresh] = 0
-
-
-def finite(**quantities: Tensor) -> str | None:
-    """Name of the first quantity that is not finite, or None.
-
-    >>> finite(risk=torch.tensor(1.0), penalty=torch.tensor(float("nan")))
-    'penalty'
-    """
-    return next((name for name, value in quantities.items() if not torch.isfinite(value).all()), None)
