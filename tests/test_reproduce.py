@@ -313,7 +313,8 @@ def test_the_theorem_is_computed(monkeypatch: pytest.MonkeyPatch, capsys: pytest
 
 
 @pytest.mark.parametrize(
-    ("table", "data", "n"), [("table8", "colored_mnist", 48), ("table3", "cifar_mnist", 10)]
+    ("table", "data", "n"),
+    [("table8", "colored_mnist", 48), ("table8", "full_colored_mnist", 48), ("table3", "cifar_mnist", 10)],
 )
 def test_the_committed_runs_are_found(
     table: What,
