@@ -238,7 +238,6 @@ def test_a_time_that_is_none_is_refused(words: str) -> None:
         ),
         (["table4", "--widths", "390"], "no width in table4 is named '390'"),
         (["theorem1", "--seeds", "1"], "`seeds` has no effect on theorem1, which is computed anew"),
-        (["theorem1", "--store", "there"], "`store` has no effect on theorem1"),
     ],
 )
 def test_what_cannot_be_reproduced_is_refused_in_one_line(
@@ -297,7 +296,7 @@ def test_networks_of_table_4_are_trained_once_and_asked(
         reproduce(what, **asked)
         said = capsys.readouterr().out
         assert "Reading the colour" in said and "Exchanging the colour" in said and "density" not in said
-    assert (tmp_path / "out" / "ablation" / "ablation.svg").exists()
+    assert (tmp_path / "store" / "ablation" / "ablation.svg").exists()
     results = Store(tmp_path / "store").all()
     assert {result.recipe.key for result in results} == {tiny[0].recipe("paper", s).key for s in (0, 1)}
     reproduce("figure4", dry_run=True, **asked)
@@ -306,10 +305,10 @@ def test_networks_of_table_4_are_trained_once_and_asked(
 
 def test_the_theorem_is_computed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     called = []
-    monkeypatch.setattr(module, "theory", lambda: called.append(True))
+    monkeypatch.setattr(module, "theory", lambda out: called.append(out))
     assert reproduce("theorem1", dry_run=True) == [] and called == []
     assert "computed anew, in under ten minutes on one core" in capsys.readouterr().out
-    assert reproduce("theorem1") == [] and called == [True]
+    assert reproduce("theorem1", store=Path("there")) == [] and called == [Path("there/theory")]
 
 
 @pytest.mark.parametrize(

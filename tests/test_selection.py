@@ -78,6 +78,16 @@ def test_every_seed_chooses_for_itself() -> None:
     assert chosen["train_val"].accuracy("test").values == (20.0, 50.0)
 
 
+def test_of_several_stages_only_the_last_is_chosen_from() -> None:
+    searching = [99.0] * 7  # good in the test, but of another network than the one that is reported
+    mrm = Recipe(method="mrm", width=4, stage_lengths=(1, 0.5, 1)).resolved()
+    found = replace(result(points([*searching, 60.0, 70.0, 65.0, 64.0, 63.0])), recipe=mrm)
+    assert found.stage_ends == [50, 70, 120]
+    chosen = {c.rule: c for c in side_by_side([found], nothing)}
+    assert [chosen[rule].points[0].step for rule in ("last", "train_val", "oracle")] == [120, 90, 90]
+    assert chosen["oracle"].steps == "90" and replace(found, recipe=THREE.resolved()).stage_ends == [120]
+
+
 def test_leaving_one_out_averages_over_the_environments_that_were_left_out() -> None:
     trajectory = points(val=[0.0, 0.0, 0.0], test=[1.0, 2.0, 3.0])
     left_out = [points(val) for val in ([90.0, 60.0, 50.0], [10.0, 60.0, 50.0], [20.0, 60.0, 61.0])]

@@ -7,9 +7,10 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,14 @@ from torch import nn
 from sparseirm.core import Moment, NonFiniteError, SettingError, first_line
 from sparseirm.data import Batches, DataSet
 from sparseirm.data.environments import Split
+from sparseirm.estimator import SETTINGS
 from sparseirm.evaluation.batch_norm import deployed_buffers
 from sparseirm.evaluation.metrics import Score, deployed, evaluate, undecided
 from sparseirm.files import (
     DamagedFileError,
     check_types,
     locked,
+    parts,
     read_json,
     read_tensors,
     remove_parts,
@@ -130,6 +133,13 @@ class Result:
         return self.trajectory[-1].scores
 
     @property
+    def stage_ends(self) -> list[int]:
+        """The last step of every stage, all of which are evaluated; most runs have a single stage."""
+        steps = [point.step for point in self.trajectory]
+        parts = [*accumulate(self.recipe.stage_lengths or (1.0,))]
+        return [min(steps, key=lambda step: abs(step - part / parts[-1] * steps[-1])) for part in parts]
+
+    @property
     def counts_groups(self) -> bool:
         """Whether the budget is a number of groups of weights, which says little about a density."""
         return self.recipe.sparsifier_options.get("budget_in") == "groups"
@@ -200,7 +210,7 @@ def run(
 
     Raises:
         SettingError: if the recipe cannot be run, its data files are not to be had, ``device`` cannot be
-            used, or ``out`` holds another run, any run without ``resume``, or a damaged file, is in use by
+            used, or ``out`` holds another run, anything without ``resume``, or a damaged file, is in use by
             another process, or cannot be written to; or if the work cannot be divided that way.
         NonFiniteError: if risk or penalty become NaN or infinite.
 
@@ -209,6 +219,8 @@ def run(
         >>> sorted(result.last), result.trajectory[-1].step
         (['test', 'train', 'val'], 20)
     """
+    if resume and out is None:
+        raise SettingError("`resume` has no effect without `out`: name the folder of the run to go on with.")
     pause = checkpoint_pause() if checkpoint_seconds is None else checkpoint_seconds
     recipe = recipe.resolved().pinned(data_root)
     with joined(device, micro_batch) as (sharding, place), ExitStack() as open_until_the_end:
@@ -418,11 +430,15 @@ def load_model(folder: Path | str) -> nn.Module:
 
     Raises:
         DamagedFileError: if the file is damaged, or holds NaN or infinity.
-        SettingError: if its recipe cannot be run, its network does not fit into memory, or it does not know
-            the shape of its inputs.
+        SettingError: if its recipe cannot be run, its network does not fit into memory, it does not know
+            the shape of its inputs, or the folder holds the model of a table.
         OSError: if there is no such file.
     """
     path = Path(folder) / MODEL
+    if not path.exists() and (Path(folder) / SETTINGS).exists():
+        raise SettingError(
+            f"{folder} holds the model of a table, no network; read it with `sparseirm.estimator.load`."
+        )
     tensors, note = read_tensors(path)
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
@@ -487,9 +503,9 @@ def _built(recipe: Recipe, input_shape: tuple[int, ...], n_outputs: int) -> nn.M
     try:
         return build(lambda: maker(recipe.model)(input_shape, n_outputs, recipe.width), recipe.seed)
     except (RuntimeError, MemoryError) as error:
-        raise SettingError(
-            f"a {recipe.model} of width {recipe.width} cannot be made: {first_line(error)}"
-        ) from None
+        memory = isinstance(error, MemoryError) or "allocate memory" in str(error)
+        why = "there is too little memory; choose a smaller one." if memory else first_line(error)
+        raise SettingError(f"a {recipe.model} of width {recipe.width} cannot be made: {why}") from None
 
 
 def _shapes(data: DataSet) -> dict[str, Any]:
@@ -521,6 +537,8 @@ def checkpoint_pause() -> float:
 def held(folder: Path) -> Iterator[None]:
     """An output folder in nobody else's hands, made if it is missing, without files a killed process began.
 
+    If something fails before a file is written to it, the folders that were made are removed.
+
     Args:
         folder: the folder; it holds the file `LOCK` meanwhile.
 
@@ -530,18 +548,37 @@ def held(folder: Path) -> Iterator[None]:
     Raises:
         SettingError: if another process holds it, or it cannot be written to.
     """
-    writable(folder)
-    with locked(folder / LOCK) as mine:
-        if not mine:
-            raise SettingError(
-                f"`out` {str(folder)!r} is in use by another process. Wait, or choose another."
-            )
-        for name in (RESULT, MODEL, CHECKPOINT):
-            remove_parts(folder / name)
-        try:
-            yield
-        finally:
-            (folder / LOCK).unlink(missing_ok=True)
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        writable(folder)
+        with locked(folder / LOCK) as mine:
+            if not mine:
+                raise SettingError(
+                    f"`out` {str(folder)!r} is in use by another process. Wait, or choose another."
+                )
+            remove_parts(folder / "*")
+            try:
+                yield
+            finally:
+                (folder / LOCK).unlink(missing_ok=True)
+    except BaseException:
+        for path in made:
+            with suppress(OSError):  # it is not empty: there is something to go on with, or somebody else's
+                path.rmdir()
+        raise
+
+
+def content(folder: Path) -> list[Path]:
+    """What an output folder holds, but for its lock and files that a killed process began."""
+    began = {*parts(folder / "*")}
+    return [path for path in folder.iterdir() if path.name != LOCK and path not in began]
+
+
+def check_free(out: Path) -> None:
+    """Refuse an output folder that holds something, or is a file."""
+    if out.exists() and (not out.is_dir() or content(out)):
+        what = "holds something" if out.is_dir() else "is a file"
+        raise SettingError(f"`out` {str(out)!r} already {what}; choose another folder.")
 
 
 def claim(folder: Path, recipe: Recipe, resume: bool) -> Result | None:
@@ -556,26 +593,43 @@ def claim(folder: Path, recipe: Recipe, resume: bool) -> Result | None:
         The result of the run if it is finished.
 
     Raises:
-        SettingError: if the folder holds another run, or any without ``resume``.
+        SettingError: if the folder holds another run, files of something else in place of a run's, or
+            anything without ``resume``.
     """
-    existing = [name for name in (RESULT, CHECKPOINT) if (folder / name).exists()]
-    if not existing:
-        return None
+    existing = [name for name in (RESULT, CHECKPOINT, MODEL) if (folder / name).exists()]
     if not resume:
-        raise SettingError(
-            f"`out` already holds a run ({folder / existing[0]}). Pass `--resume` to go on with it, or "
-            "choose another folder."
-        )
+        if existing and existing[0] != MODEL:
+            raise SettingError(
+                f"`out` already holds a run ({folder / existing[0]}). Pass `--resume` to go on with it, or "
+                "choose another folder."
+            )
+        check_free(folder)
     if RESULT in existing:
-        result = Result.from_json(read_json(folder / RESULT))
+        payload = read_json(folder / RESULT)
+        with _of_a_run(folder / RESULT):
+            result = Result.from_json(payload)
         _same(result.recipe, result.version, recipe, folder)
-        if (folder / MODEL).exists():
+        if MODEL in existing:
             (folder / CHECKPOINT).unlink(missing_ok=True)
             return result
-    if CHECKPOINT in existing:
-        _, note = read_tensors(folder / CHECKPOINT)
-        _same(Recipe.from_json(note["recipe"]), note.get("version", 1), recipe, folder)
+    for name in (CHECKPOINT, MODEL):
+        if name in existing:  # a model alone is that of a run killed before it wrote its result
+            _, note = read_tensors(folder / name)
+            with _of_a_run(folder / name):
+                old = Recipe.from_json(note["recipe"])
+            _same(old, note.get("version", RESULTS if name == MODEL else 1), recipe, folder)
     return None
+
+
+@contextmanager
+def _of_a_run(path: Path) -> Iterator[None]:
+    """Say which file it is that no run wrote."""
+    try:
+        yield
+    except (SettingError, KeyError, TypeError) as error:
+        raise SettingError(
+            f"{path} is of no run to go on with ({error}). Choose another `out`, or leave `resume` out."
+        ) from None
 
 
 def _same(old: Recipe, version: int, new: Recipe, folder: Path) -> None:

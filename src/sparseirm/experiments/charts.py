@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -38,7 +39,8 @@ def against_width(findings: Iterable[Finding], split: str) -> Figure:
         split: ``train`` or ``test``.
 
     Returns:
-        The figure, whose limits are the same for both splits; a cross is a cell with a collapsed run.
+        The figure, whose limits are the same for both splits; a hollow mark is a single seed, a cross a cell
+        with a collapsed run.
     """
     findings = [*findings]
     rows: dict[str, list[Finding]] = {}
@@ -78,6 +80,8 @@ def _line(axes: Axes, row: Sequence[Finding], split: str, colour: str, method: s
     x, y = [f.cell.width or 0 for f, _ in ours], [figures.mean for _, figures in ours]
     bars = [figures.half_width if figures.interval else 0.0 for _, figures in ours]
     axes.errorbar(x, y, bars, fmt="o-", color=colour, ms=4, lw=1.8, capsize=2, label=method)
+    alone = [figures.interval is None for _, figures in ours]
+    axes.plot(np.array(x)[alone], np.array(y)[alone], "o", color=colour, mfc="white", ms=4, zorder=3)
     lost = [f.collapsed > 0 for f, _ in ours]
     axes.plot(np.array(x)[lost], np.array(y)[lost], "x", color=colour, ms=9, mew=2)
 
@@ -86,8 +90,9 @@ def trajectory(results: Sequence[Result]) -> Figure:
     """Accuracy in training, on held-out samples of the training environments, and in the test, step by step.
 
     Args:
-        results: the same recipe with different seeds; thin lines are seeds, the thick one their mean, and
-            vertical ones part the stages of a method that has several.
+        results: the same recipe with different seeds; thin lines are seeds, the thick one their mean.
+            Vertical ones part the stages of a method that has several; a dotted one is where the penalty
+            begins.
 
     Returns:
         The figure.
@@ -97,18 +102,16 @@ def trajectory(results: Sequence[Result]) -> Figure:
     for split, colour in SPLITS.items():
         if all(split in result.last for result in results):
             over_steps(axes, results, accuracy(split), colour, label=split)
-    for step in _borders(results[0]):
-        axes.axvline(step, color="#8b93a3", lw=0.8)
+    recipe, ends = results[0].recipe, results[0].stage_ends
+    for begin, end in pairwise([0, *ends]):
+        if begin:
+            axes.axvline(begin, color="#8b93a3", lw=0.8)
+        if recipe.penalty and recipe.penalty_from:
+            axes.axvline(begin + recipe.penalty_from * (end - begin), color="#8b93a3", lw=1, ls=":")
     axes.set_ylim(0, 102)
     _frame(axes, "accuracy, %", "step")
     axes.legend(fontsize=7.5, frameon=False, ncols=3, loc="lower right", handlelength=1.2, columnspacing=1)
     return figure
-
-
-def _borders(result: Result) -> list[float]:
-    """The steps at which a run goes from one stage to the next."""
-    ends = np.cumsum(result.recipe.stage_lengths or (1.0,))
-    return [float(end / ends[-1] * result.trajectory[-1].step) for end in ends[:-1]]
 
 
 def _frame(axes: Axes, vertical: str, horizontal: str) -> None:

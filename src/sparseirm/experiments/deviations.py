@@ -47,7 +47,8 @@ def read(folder: Path) -> list[Deviation]:
 
     Args:
         folder: the folder; it may be missing. A file begins with the lines ``title: ...`` and ``cells: ...``
-            (patterns of `address`, with blanks between them), then an empty line, then paragraphs.
+            (patterns of `address`, with blanks between them, or ``table4``), then an empty line, then
+            paragraphs.
 
     Returns:
         The texts.

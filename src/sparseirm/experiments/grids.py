@@ -122,6 +122,9 @@ GRIDS = {
 }
 """What consists of training runs, by the name `sparseirm reproduce` knows it by."""
 
+TABLES = ("table2", "table8", "table3")
+"""The tables that share no cell; all others consist of runs of these."""
+
 PROBED = {
     "table4": Grid("Table 4: reading the colour from the representation", ("table4",)),
     "figure4": Grid("Figure 4: exchanging the colour, for the networks of Table 4", ("table4",)),
@@ -163,9 +166,9 @@ def select(
         "penalty": penalties and set(penalties),
     }
     for field, values in wanted.items():
-        known = {str(getattr(cell, field) or "").lower() for cell in cells} - {""}
+        known = {str(getattr(cell, field) or "").lower(): 0 for cell in cells if getattr(cell, field)}
         for value in values or ():
-            one_of(f"{field} in {name}", value, known)
+            one_of(f"{field} in {name}", value, known, ", ".join(known))
         if values:
             free = {""} if field == "penalty" else set()
             cells = [c for c in cells if str(getattr(c, field) or "").lower() in values | free]

@@ -17,7 +17,9 @@ from sparseirm.evaluation.selection import RULES
 from sparseirm.experiments.appendix import ablation, settings, theory
 from sparseirm.experiments.beside_paper import (
     FAR,
+    LUCK,
     NARROW,
+    REVERSED,
     Difference,
     Finding,
     Sheet,
@@ -29,7 +31,7 @@ from sparseirm.experiments.charts import SHOWN, against_width, trajectory
 from sparseirm.experiments.claims import PENALTIES, claims
 from sparseirm.experiments.deviations import address, read, unexplained
 from sparseirm.experiments.figures import saved
-from sparseirm.experiments.grids import GRIDS, PRECISION
+from sparseirm.experiments.grids import GRIDS, PRECISION, TABLES
 from sparseirm.experiments.progress import duration
 from sparseirm.experiments.rules import Chosen
 from sparseirm.experiments.statistics import Figures
@@ -42,19 +44,10 @@ from sparseirm.recipe import Recipe
 from sparseirm.report import render, svg
 from sparseirm.runs import RESULTS, Result
 
-TABLES = ("table2", "table8", "table3")
-"""Tables whose cells the report shows; Figures 1 and 3 consist of the same runs."""
-
 TRAINING = GRIDS["table7"]
 """The table of training accuracy, of runs of Table 2."""
 
 STAGES = "dense training, finding the mask, training anew"
-
-DISCLOSURE = (
-    "Before the present settings were chosen, figures of a candidate and four earlier choices had been seen "
-    "on cells of these tables (ColoredMNIST, 20,000 samples, width 390), and tuning on other problems went "
-    "on because they were too low; docs/tuning.md lists them."
-)
 
 DEVIATING = (
     "Listed are cells under our settings whose 95 % interval excludes the paper's number, cells with "
@@ -109,16 +102,20 @@ def found(study: Study) -> list[Finding]:
 def content(study: Study, findings: list[Finding], store: Store) -> dict[str, Any]:
     """Everything that the templates show, by name."""
     run = [finding for finding in findings if finding.results]
-    told = [text for text in read(store.root / "deviations") if any(map(text.about, run))]
-    shown = sheets(findings)
+    asked = ablation(store.root / "ablation" / "ablation.json")
+    texts = read(store.root / "deviations")
+    told = [text for text in texts if any(map(text.about, run)) or (asked and "table4" in text.cells)]
+    shown, disclosure = sheets(findings), store.root / "disclosure.md"
     return {
-        "disclosure": DISCLOSURE,
+        "disclosure": disclosure.read_text() if disclosure.exists() else "",
         "deviating": DEVIATING,
         "settings": settings(study.precision),
         "cards": _cards(study.results, findings),
         "claims": claims(findings),
         "mark": COLLAPSED,
+        "less": REVERSED,
         "narrow": NARROW,
+        "luck": LUCK,
         "sheets": sorted(shown, key=lambda sheet: not sheet.n_runs),
         "training": (TRAINING.title, sheets(_in_training(study, findings))),
         "notes": {address(f): [n for n, text in enumerate(told, 1) if text.about(f)] for f in findings},
@@ -132,7 +129,7 @@ def content(study: Study, findings: list[Finding], store: Store) -> dict[str, An
         "refusals": sorted({chosen.refusal for f in run for chosen in f.rules if chosen.refusal}),
         "pairs": [(sheet, gaps) for sheet in shown if (gaps := _pairs(sheet))],
         "paths": [_paths(sheet) for sheet in sheets(run)],
-        "ablation": ablation(store.root / "ablation" / "ablation.json"),
+        "ablation": asked,
         "theory": theory(store.root / "theory" / "theory.json"),
         "deviations": told,
         "untold": unexplained(run, told),
@@ -152,11 +149,11 @@ def _cards(results: Sequence[Result], findings: Sequence[Finding]) -> list[tuple
     return [
         (f"{covered} of {len(ours)}", "cells of the paper's tables have been run"),
         (str(len(results)), f"runs in {duration(sum(result.seconds for result in results))} of computing"),
-        (str(n["one seed"]), "cells with one seed: difference shown, no verdict"),
-        (str(n["within"]), f"cells whose 95 % interval, ± {NARROW:g} at most, holds the paper's number"),
-        (str(n["not distinguishable"]), "cells whose interval holds it, but is too wide to tell"),
-        (f"{n['above']} and {n['below']}", "cells above it, and below it"),
-        (str(n["collapsed"]), "cells with collapsed runs"),
+        (str(n["one seed"]), "with one seed: difference shown, no verdict"),
+        (str(n["within"]), f"with a 95 % interval, ± {NARROW:g} at most, that holds the paper's number"),
+        (str(n["not distinguishable"]), "with an interval that holds it, but is too wide to tell"),
+        (f"{n['above']} and {n['below']}", "with an interval above it, and below it"),
+        (str(n["collapsed"]), "under our settings with collapsed runs"),
     ]
 
 

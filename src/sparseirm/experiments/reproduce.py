@@ -19,7 +19,7 @@ from sparseirm.core import SettingError
 from sparseirm.data.sources import no_downloads
 from sparseirm.experiments.ablation import ablation
 from sparseirm.experiments.ablation_study import kept
-from sparseirm.experiments.beside_paper import Finding, Sheet, Study, sheets
+from sparseirm.experiments.beside_paper import LUCK, REVERSED, Finding, Sheet, Study, sheets
 from sparseirm.experiments.estimates import Estimates
 from sparseirm.experiments.executors import connect, cores
 from sparseirm.experiments.grids import GRIDS, NAMED, PRECISION, PROBED, Cell, recipes, select
@@ -40,7 +40,7 @@ CLUSTER = ("time_budget", "executor", "slurm_options", "together")
 OF_RUNS = ("seeds", "data", "widths", "methods", "penalties", "settings", "precision")
 IDLE = {
     "theorem1": (
-        (*OF_RUNS, *CLUSTER, "workers", "data_root", "store"),
+        (*OF_RUNS, *CLUSTER, "workers", "data_root"),
         "is computed anew, without runs of a store",
     ),
     **dict.fromkeys(PROBED, (CLUSTER, "trains and asks its networks on this machine, to the end")),
@@ -52,7 +52,8 @@ IN_WORDS = {"test": ("the test", "training"), "train": ("training", "the test")}
 LEGEND = (
     "\nAccuracy in {} at the last step in percent, mean over seeds ± half its 95 % interval; the paper's\n"
     "number, and if it is within our interval (not distinguishable, if that is wide), or we are above or\n"
-    "below; the same networks in {}."
+    "below; the same networks in {}, with {} if they are more than {:g} point worse in training than in the\n"
+    "test: they may use the spurious attribute the other way round."
 )
 
 
@@ -82,8 +83,8 @@ def reproduce(
     those of the last step. ``sparseirm report`` makes pages of all of them.
 
     table4 and figure4 are ``sparseirm ablation`` for the networks of the paper's Table 4, with tables and
-    figure in ``out/ablation``; theorem1 is ``sparseirm theory``, in ``out/theory``, with no option but
-    ``--dry-run``.
+    figure in the store's folder ``ablation``; theorem1 is ``sparseirm theory``, in its folder ``theory``,
+    with no option but ``--dry-run`` and ``--store``. ``report`` shows both.
 
     Example: sparseirm reproduce table8 --widths 390 --seeds 0 1 2 --dry-run
 
@@ -111,7 +112,7 @@ def reproduce(
     """
     _refuse_idle(what, locals())
     if what == "theorem1":
-        return _theorem(dry_run)
+        return _theorem(dry_run, store)
     budget = None if time_budget is None else seconds(time_budget)
     _check_settings(what, settings)
     _each_once("", seeds=seeds, settings=settings)
@@ -156,7 +157,7 @@ def reproduce(
         return []  # what was asked stands in the tables of the ablation
     split = GRIDS[what].split
     findings = [study.finding(cell, named, split) for named in settings for cell in cells]
-    console.print(LEGEND.format(*IN_WORDS[split]), highlight=False)
+    console.print(LEGEND.format(*IN_WORDS[split], REVERSED, LUCK), highlight=False)
     _show(console, findings)
     if failed:
         raise SettingError(
@@ -166,12 +167,12 @@ def reproduce(
     return findings
 
 
-def _theorem(dry_run: bool) -> list[Finding]:
+def _theorem(dry_run: bool, store: Path) -> list[Finding]:
     """Compute Theorem 1, or say what that takes."""
     if dry_run:
         print("Theorem 1 is computed anew, in under ten minutes on one core. There are no runs.")
     else:
-        theory()
+        theory(out=store / "theory")
     return []
 
 
@@ -240,7 +241,9 @@ def _words(finding: Finding) -> str:
     lines = [
         f"{'train ' * (split == 'train')}{ours.words}" if ours else "",
         paper,
-        f"{other} {beside.mean:.1f}{also and f' ({also})'}" if beside else "",
+        f"{other} {beside.mean:.1f}{also and f' ({also})'}{f' {REVERSED}' * finding.reversed}"
+        if beside
+        else "",
         finding.verdict[1],
     ]
     return "\n".join(filter(None, lines))
@@ -319,8 +322,8 @@ def _plan(
         times = [(estimates.seconds(recipe), over[id(recipe)] or 0.0) for recipe in group]
         known = [time * (1 - done) for time, done in times if time is not None]
         together = sum(known) if len(known) == len(times) else None
-        each = f"{duration(min(known))} to {duration(max(known))}" if known else duration(None)
-        shown.add_row(data, method, str(len(group)), each, duration(together))
+        ends = dict.fromkeys(duration(pick(known)) for pick in (min, max)) if known else [duration(None)]
+        shown.add_row(data, method, str(len(group)), " to ".join(ends), duration(together))
         total = None if total is None or together is None else total + together
     if missing:
         console.print(shown)
@@ -372,5 +375,6 @@ def _ask(
         densities=(),
         data_root=data_root,
         store=store,
+        out=store / "ablation",
         workers=workers,
     )

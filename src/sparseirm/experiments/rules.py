@@ -38,6 +38,12 @@ class Chosen:
     refusal: str = ""
     collapsed: int = 0
 
+    @property
+    def steps(self) -> str:
+        """The chosen steps in words: one, or the first and the last of several seeds."""
+        first, last = (pick(point.step for point in self.points) for pick in (min, max))
+        return f"{first}" if first == last else f"{first} to {last}"
+
     def accuracy(self, split: str) -> Figures:
         """Accuracy at the chosen steps, percent."""
         return Figures(tuple(point.scores[split].accuracy for point in self.points))
@@ -103,7 +109,9 @@ def _chosen(rule: str, results: Sequence[Result], lookup: Lookup) -> Chosen:
 
 def _point(rule: str, result: Result, lookup: Lookup) -> Point:
     allowed = result.kept if result.counts_groups else result.budget
-    points = within_budget(result.trajectory, allowed / result.n_weights)
+    begin = [0, *result.stage_ends][-2]  # earlier stages train other networks than the one reported
+    points = [point for point in result.trajectory if point.step > begin]
+    points = within_budget(points, allowed / result.n_weights)
     if rule == "last":
         return points[-1]
     if rule == "leave_one_env_out":

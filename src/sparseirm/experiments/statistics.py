@@ -56,6 +56,15 @@ class Figures:
         """Mean and half the 95 % interval; one seed has none."""
         return f"{self.mean:.1f}" if self.interval is None else f"{self.mean:.1f} ± {self.half_width:.1f}"
 
+    @property
+    def signed(self) -> str:
+        """Mean of differences with its sign; no minus before what is rounded to nothing.
+
+        >>> Figures((-0.04,)).signed, Figures((-0.06,)).signed
+        ('+0.0', '-0.1')
+        """
+        return f"{round(self.mean, 1) + 0.0:+.1f}"
+
     def __str__(self) -> str:
         spread = "" if math.isnan(self.deviation) else f" ± {self.deviation:.1f}"
         return f"{self.mean:.1f}{spread}"

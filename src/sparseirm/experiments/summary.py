@@ -29,10 +29,11 @@ def summary(findings: Iterable[Finding]) -> str:
 
 def _line(finding: Finding, chosen: Chosen) -> dict[str, Any]:
     cell, test = finding.cell, chosen.accuracy("test")
+    (recipe, *_) = (result.recipe for result in finding.results.values())
     low, high = test.interval or (None, None)
     return {
         "dataset": cell.data,
-        "n_train": cell.n_train,
+        "n_train": recipe.n_train,
         "model": cell.model,
         "width": cell.width,
         "method": cell.method,
