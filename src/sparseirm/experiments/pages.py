@@ -11,7 +11,10 @@ from pathlib import Path
 from sparseirm.core import SettingError
 from sparseirm.experiments import ablation, benchmarks
 from sparseirm.experiments.ablation_study import AblationReport
+from sparseirm.experiments.beside_paper import Study
+from sparseirm.experiments.claims import claims
 from sparseirm.experiments.grids import in_words, published
+from sparseirm.experiments.report import found
 from sparseirm.experiments.store import Store
 from sparseirm.experiments.tables import METHOD_NAMES, by_width, grid, markdown, markdown_table, rows
 from sparseirm.files import read_json, write_bytes
@@ -95,6 +98,21 @@ def _published(_: Path, source: str, wanted: Sequence[str]) -> str:
     return markdown_table(("the paper", *columns), cells)
 
 
+def _claims(root: Path, source: str, _: Sequence[str]) -> str:
+    """What SparseIRM should do, and in how many of the paper's cells that a store has it does."""
+    lines = [
+        (
+            claim.words,
+            f"{claim.reached} of {claim.cells}",
+            f"at least {claim.goal}",
+            *map(str, (claim.sure, claim.single, claim.reversed, claim.tested)),
+        )
+        for claim in claims(found(Study(Store(root / source).all())))
+    ]
+    headings = ("", "holds in", "goal", "whole interval", "one seed", "test above train", "cells run")
+    return markdown_table(headings, lines)
+
+
 def _column(row: Mapping[str, str], widths: Collection[str]) -> str:
     return f"width {row['width']}" if len(widths) > 1 else row["split"]
 
@@ -117,6 +135,7 @@ KINDS = {
     "ablation": _read,
     "bench": _measured,
     "goals": _goals,
+    "claims": _claims,
     "published": _published,
     "trials": _trials,
 }
