@@ -318,7 +318,7 @@ def test_the_papers_numbers_stand_beside_those_of_its_data_set() -> None:
 def test_what_cannot_be_asked_is_refused_before_anything_runs(
     flags: list[str], complaint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["ablation", *FLAGS, *flags, "--store", str(tmp_path), "--out", str(tmp_path)]) == 2
+    assert main(["ablation", *FLAGS[:-2], *flags, "--store", str(tmp_path), "--out", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert complaint in error and error.count("\n") == 1
     assert not list(tmp_path.iterdir())

@@ -111,6 +111,12 @@ FLAGS: dict[str, tuple[list[str], str]] = {
     "too many test environments": (["--target", "y", "--env", "env", "--test-env", "a", "b"], "two or more"),
     "dropped target": (["--target", "y", "--env", "env", "--drop", "y"], "`drop`"),
     "unknown column to drop": (["--target", "y", "--env", "env", "--drop", "w"], "named 'w'"),
+    "environment as category": (["--target", "y", "--env", "env", "--categorical", "env"], "no effect"),
+    "target as category": (["--target", "y", "--env", "env", "--categorical", "y"], "--task classification"),
+    "dropped category": (
+        ["--target", "y", "--env", "env", "--categorical", "z", "--drop", "z"],
+        "that column is dropped",
+    ),
     "unknown encoding": (["--target", "y", "--env", "env", "--encoding", "klingon"], "klingon"),
     "regression on words": (["--target", "env", "--env", "y", "--task", "regression"], "target of numbers"),
     "no seeds": (["--target", "y", "--env", "env", "--seeds"], "seeds"),

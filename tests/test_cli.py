@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import sparseirm
 from sparseirm import Recipe, run
 from sparseirm.cli import COMMANDS, main
 from sparseirm.core import SettingError
@@ -74,8 +75,8 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
             "`density` must be in (0, 1], the fraction of weights kept; got 5. For",
         ),
         (["train", "--penalty", "rexx"], "no penalty is named 'rexx'. Did you mean 'rex'?"),
-        (["train", "--n-trai", "5"], "Unrecognized options: --n-trai, 5. Did you mean --n-train?"),
-        (["train", "--n-train", "many"], "from ['many']"),
+        (["train", "--n-trai", "5"], "`train` has no flag `--n-trai`. Did you mean `--n-train`? See"),
+        (["train", "--n-train", "many"], "`--n-train` must be a whole number; got 'many'. See"),
         (
             ["train", "--method", "irm", "--density", "0.1"],
             "`density` has no effect: method 'irm' keeps every weight",
@@ -99,7 +100,36 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
         ),
         (["compare", "--method", "erm"], "give `methods`"),
         (["compare", "--methods", "magic"], "no method is named 'magic'"),
-        (["fly"], "Unrecognized options: fly"),
+        (["fly"], "no command is named 'fly'. Known: ablation, bench"),
+        (["fti"], "Did you mean 'fit'?"),
+        (
+            ["fit", "t.csv", "--drop", "a", "--drop", "b"],
+            "`--drop` is given 2 times, and only the last",
+        ),
+        (["train", "--n_train", "-5", "--n-train=-5"], "`--n-train` is given 2 times"),
+        (["train", "--resume", "--no-resume"], "`--resume` is given 2 times"),
+        (["predict", "m", "d", "-o", "a.csv", "--output", "b.csv"], "`--output` is given 2 times"),
+        (
+            ["fit", "t.csv", "--test-envs", "Ulm"],
+            "`fit` has no flag `--test-envs`. Did you mean `--test-env`?",
+        ),
+        (["fit", "t.csv", "--seed", "1"], "Did you mean `--seeds`?"),
+        (["fit", "t.csv", "--density", "1"], "Did you mean `--densities`?"),
+        (["train", "--test-env", "a"], "Did you mean `--test-envs`?"),
+        (["train", "--seeds", "1"], "Did you mean `--seed`?"),
+        (["train", "--methods", "erm"], "Did you mean `--method`?"),
+        (["predict", "m", "d", "--out", "x.csv"], "no flag `--out`. Did you mean `--output`?"),
+        (
+            ["predict", "m"],
+            "`predict` needs PATH, -o PATH, --output PATH as well. Example: `sparseirm predict",
+        ),
+        (["predict", "none", "d", "-o", "x.csv"], "there is no folder none; name the one that"),
+        (["train", "--data-options", "size"], "must be names and values in turn, such as `size 32`. See"),
+        (["train", "--correlations", "0.9,0.8"], "must be numbers; got '0.9,0.8'. Several values are"),
+        (["compare", "--together", "x"], "`--together` must be a whole number or auto or off; got 'x'"),
+        (["ablation", "--probe.step", "1"], "Did you mean `--probe.steps`?"),
+        (["ablation", "--steps", "1", "--probe.steps", "2", "--probe.lr", "x"], "must be a number; got 'x'"),
+        (["train", "--resume"], "`resume` has no effect without `out`"),
         ([], "Expected one of {demo, train, compare, theory"),
     ],
 )
@@ -117,11 +147,21 @@ def test_a_bad_value_gives_one_helpful_line_and_exit_code_2(
     assert error.count("\n") == 1 and "Traceback" not in error
 
 
+def test_numbers_below_zero_are_no_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--width", "-5", "--lr", "-5"]) == 2
+    assert "must be" in capsys.readouterr().err
+
+
+def test_the_version_can_be_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"sparseirm {sparseirm.__version__}\n"
+
+
 def test_an_out_that_cannot_be_written_is_found_before_training(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("precious")
-    assert main(["train", *QUICK, "--steps", "1000000", "--out", str(tmp_path / "file")]) == 2
+    assert main(["train", "--steps", "1000000", "--out", str(tmp_path / "file")]) == 2
     assert "cannot be written to" in capsys.readouterr().err
     assert (tmp_path / "file").read_text() == "precious"
 

@@ -109,3 +109,9 @@ def test_the_variable_that_names_no_folder_is_found(tmp_path: Path, monkeypatch:
     assert found("data").trouble
     with pytest.raises(SettingError, match="not in order: data"):
         doctor(out=tmp_path)
+
+
+def test_a_folder_that_is_yet_to_be_made_is_no_trouble(tmp_path: Path) -> None:
+    finding = module._output(tmp_path / "new" / "out")
+    assert not finding.trouble and "out (will be made): files and locks work" in finding.found
+    assert not [*tmp_path.iterdir()]

@@ -21,10 +21,12 @@ from torch import nn
 
 from html_pages import parsed
 from image_makers import encoded, noise_image, write_folder, write_manifest
-from sparseirm import load_model, run
+from sparseirm import Recipe, load_model, run
 from sparseirm.cli import main
 from sparseirm.core import SettingError
 from sparseirm.data.own import own_images
+from sparseirm.files import read_tensors, write_tensors
+from sparseirm.runs import MODEL
 from sparseirm.study import image_commands
 from sparseirm.study.fit import holds_images
 from sparseirm.study.image_commands import predict_images
@@ -233,6 +235,9 @@ def test_one_image_can_be_predicted(root: Path, fitted: Path, tmp_path: Path) ->
         (["--rows", "200"], "`rows` has no effect"),
         (["--densities", "5"], r"`densities` must be in \(0, 1\]"),
         (["--size", "4"], "`size` must be an integer from 8"),
+        (["--size", "0"], "`size` must be an integer from 8 to 1024"),
+        (["--size", "20000"], "`size` must be an integer from 8 to 1024"),
+        (["--width", "0"], "`width`"),
         (["--model", "resnet"], "no model is named 'resnet'"),
         (["--model", "resnet18", "--width", "4"], "`width` has no effect"),
         (["--seeds", "0", "0"], "`seeds` must name each one once"),
@@ -260,6 +265,38 @@ def test_small_environments_are_refused(tmp_path: Path, capsys: pytest.CaptureFi
     root = write_folder(tmp_path / "images", n=3)
     assert main(["fit", str(root), "--out", str(tmp_path / "out")]) == 2
     assert "environment 'a' has 6 images; each needs 10 or more" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("", "holds no image in ENVIRONMENT/CLASS/IMAGE"),
+        ("{n}.png", "holds no image in ENVIRONMENT/CLASS/IMAGE"),
+        ("cat/{n}.png", "holds no image in ENVIRONMENT/CLASS/IMAGE"),
+        ("a/cat/{n}.png", "1 environment left for training"),
+        ("{env}/cat/{n}.png", "has one class to train on (cat)"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_folders_of_another_form_are_refused_with_the_form(
+    pattern: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "images"
+    root.mkdir()
+    for at in range(20 if pattern else 0):
+        path = root / pattern.format(env="ab"[at % 2], n=at)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"never read")
+    assert main(["fit", str(root), "--out", str(tmp_path / "out")]) == 2
+    told = capsys.readouterr().err
+    assert message in told and "ENVIRONMENT/CLASS" in told
+
+
+def test_a_folder_that_is_missing_is_not_taken_for_a_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["fit", str(tmp_path / "imgz"), "--test-env", "h3"]) == 2
+    assert "there is no file or folder" in capsys.readouterr().err
 
 
 def test_what_is_a_list_of_images_and_what_a_table(tmp_path: Path) -> None:
@@ -290,6 +327,16 @@ def test_predict_refuses_to_overwrite_its_image(
     assert main(["predict", str(fitted), str(tmp_path / "none"), "-o", str(tmp_path / "o.csv")]) == 2
     assert main(["predict", str(fitted), str(picture), "-o", str(tmp_path / "o.csv"), "--decimal", ","]) == 2
     assert "`decimal` has no effect" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_network_for_other_inputs_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(Recipe(data="colored_digits", width=4, steps=2), out=tmp_path / "run")
+    note = read_tensors(tmp_path / "run" / MODEL)[1] | {"labels": ["low", "high"]}
+    write_tensors(tmp_path / "run" / MODEL, read_tensors(tmp_path / "run" / MODEL)[0], note)
+    (tmp_path / "one.png").write_bytes(encoded(noise_image(1)))
+    arguments = ["predict", str(tmp_path / "run"), str(tmp_path / "one.png"), "-o", str(tmp_path / "o.csv")]
+    assert main(arguments) == 2
+    assert re.search("takes inputs of shape 2 x .*, not square images in colour", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(

@@ -177,7 +177,7 @@ def test_intervals_are_students() -> None:
     low, high = stats.t.interval(0.95, 4, np.mean(values), stats.sem(values))
     found = Interval.of(values)
     assert (found.mean, found.low, found.high) == pytest.approx((np.mean(values), low, high))
-    assert Interval.of([1.0]) == Interval(1.0, -math.inf, math.inf)
+    assert Interval.of([1.0]) == Interval.of([1.0, 1.0, 1.0]) == Interval(1.0, -math.inf, math.inf)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from makers import assert_same_bits
 from sparseirm.core import SettingError
-from sparseirm.files import DamagedFileError, read_json, read_tensors
+from sparseirm.files import DamagedFileError, read_json, read_tensors, write_json, write_tensors
 from sparseirm.methods import METHODS
 from sparseirm.recipe import Recipe
 from sparseirm.runs import (
@@ -205,6 +205,50 @@ def test_resuming_with_another_recipe_is_refused_and_the_field_named(finished: P
     for folder in (finished, tmp_path):
         with pytest.raises(SettingError, match=r"holds another run \(width: 8 there, 9 here\)\. Choose"):
             run(replace(TINY, width=9), out=folder, resume=True)
+
+
+def test_a_folder_that_holds_something_else_is_refused(tmp_path: Path) -> None:
+    for name in (MODEL, "notes.txt"):
+        (tmp_path / name).write_text("precious")
+        with pytest.raises(SettingError, match="already holds something; choose another"):
+            run(TINY, out=tmp_path)
+        assert (tmp_path / name).read_text() == "precious"
+        (tmp_path / name).unlink()
+
+
+def test_what_no_run_wrote_is_not_gone_on_with(finished: Path, tmp_path: Path) -> None:
+    write_json(tmp_path / RESULT, {"task": "table"})
+    with pytest.raises(
+        SettingError, match=r"result\.json is of no run to go on with .* Choose another `out`"
+    ):
+        run(TINY, out=tmp_path, resume=True)
+    (tmp_path / RESULT).unlink()
+    for note, says in (
+        ({}, "is of no run"),
+        ({"recipe": replace(TINY, seed=5).resolved().to_json()}, "seed"),
+    ):
+        write_tensors(tmp_path / MODEL, {}, note)
+        with pytest.raises(SettingError, match=says):
+            run(TINY, out=tmp_path, resume=True)
+    (tmp_path / MODEL).write_bytes((finished / MODEL).read_bytes())  # killed before the result was written
+    run(TINY, out=tmp_path, resume=True)
+    assert_same_result(finished, tmp_path)
+
+
+def test_a_network_too_large_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 360 bytes")
+
+    monkeypatch.setattr("sparseirm.runs.build", full)
+    with pytest.raises(SettingError, match="width 8 cannot be made: there is too little memory; choose a"):
+        run(TINY, out=tmp_path / "new" / "out")
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_tables_model_is_no_network(tmp_path: Path) -> None:
+    (tmp_path / "estimator.json").touch()
+    with pytest.raises(SettingError, match=r"read it with `sparseirm\.estimator\.load`"):
+        load_model(tmp_path)
 
 
 def test_resuming_from_a_damaged_file_is_refused(tmp_path: Path) -> None:

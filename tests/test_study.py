@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,11 @@ from sparseirm.core import SettingError
 from sparseirm.files import read_json
 from sparseirm.runs import held
 from sparseirm.study.assessment import Candidate, Sample, Seen, assess, constant
-from sparseirm.study.choice import EnvScore, Standing, choose, standings
+from sparseirm.study.choice import EnvScore, Standing, beats_guessing, choose, standings
 from sparseirm.study.common import claimed
 from sparseirm.study.comparison import candidates, compare_candidates, folds
 from sparseirm.study.problem import Problem, build_problem
-from sparseirm.study.study import Study, conduct
+from sparseirm.study.study import Study, afterwards, conduct, look
 from sparseirm.study.verdicts import SPURIOUS, STABLE
 from table_makers import CAUSES, EFFECTS, mixed_table, sem_table
 
@@ -124,6 +125,14 @@ def test_two_environments_are_compared_on_rows_left_out() -> None:
     study = conduct(problem, candidates(20, (5,), steps=60)[:4], parts, Here())
     assert {one.name for one in study.findings} >= {"environments", "not checked"}
     assert not study.choice.taken.held_out and study.choice.taken.fresh
+    stable = [one for one in study.findings if one.name == "stable columns"]
+    assert all(one.severity == "note" and "cannot be told" in one.do for one in stable)
+
+
+def test_names_that_differ_in_capitals_are_told_of() -> None:
+    frame = mixed_table().replace({"clinic": {"west": "NORTH"}, "label": {"ill": "Well"}})
+    found = [one.seen for one in look(build_problem(frame, "label", "clinic")) if one.name == "spellings"]
+    assert ["NORTH and north" in found[0], "Well and well" in found[1]] == [True, True]
 
 
 def test_another_method_can_be_asked_for(study: Study) -> None:
@@ -178,7 +187,7 @@ def test_a_fit_that_fails_is_named() -> None:
 
 
 def env_score(env: str, risk: float, score: float, disagreement: float | None = 0.0) -> EnvScore:
-    return EnvScore(env, 500, score, score - 0.02, score + 0.02, risk, 0.0, 0.7, disagreement)
+    return EnvScore(env, 500, score, score - 0.02, score + 0.02, risk, 0.0, 0.7, disagreement, 0.5)
 
 
 def standing(
@@ -194,7 +203,7 @@ def standing(
         # ERM is invariant, and nobody better beyond noise.
         ([standing("erm", (0.3, 0.3, 0.3)), standing("irm", (0.2, 0.3, 0.31))], "erm"),
         # ERM is invariant, but another is better in every environment.
-        ([standing("erm", (0.3, 0.31, 0.32)), standing("irm", (0.2, 0.21, 0.22))], "irm"),
+        ([standing("erm", (0.3, 0.31, 0.32)), standing("irm", (0.2, 0.21, 0.23))], "irm"),
         # ERM is uneven: the best of those that are not.
         (
             [
@@ -240,9 +249,37 @@ def test_gains_are_paired_by_environment() -> None:
     assert (gain.mean, gain.low, gain.high) == pytest.approx((0.15, low, high))
 
 
+@pytest.mark.parametrize(
+    ("risk", "score", "unit", "finds"),
+    [
+        (1.2, 0.4, "accuracy", True),
+        (1.2, 0.51, "accuracy", True),
+        (0.8, 0.6, "accuracy", False),
+        (0.3, 0.5, "accuracy", False),  # a rare class may be known although accuracy does not show it
+        (0.3, 0.5, "R2", False),
+        (0.3, -0.2, "R2", True),
+    ],
+)
+def test_a_model_that_is_no_better_than_guessing_is_a_problem(
+    risk: float, score: float, unit: str, finds: bool
+) -> None:
+    guess = 0.5 if unit == "accuracy" else 0.0
+    scores = [replace(env_score(env, risk, score), risk_error=0.05, guess=guess) for env in "abc"]
+    erm = Standing(Candidate("erm", "ERM", {}), scores, scores, scores, 0.0, 0.0, 0.1)
+    better = [replace(one, score=score + 0.2) for one in scores]
+    irm = Standing(Candidate("irm", "IRM", {}), better, better, better, 0.5, 0.0, 0.1)
+    assert beats_guessing(scores, unit == "accuracy") is not finds
+    choice = choose([erm, irm])
+    found = {one.name: one for one in afterwards(choice, [erm, irm], [], unit)}
+    assert choice.taken is erm and ("no better than guessing" in found) is finds
+    assert found["test environments"].severity == ("warning" if finds else "note")
+    assert "IRM" not in found["test environments"].seen
+    assert "+0.2" in found["as good as ERM"].seen and "(" not in found["as good as ERM"].seen
+
+
 def test_unevenness_beyond_noise() -> None:
     def seen(env: str, risk: float) -> Seen:
-        return Seen(env, 100, risk, 4.0, 0.9, 0.03, 0.7, 0.0, {}, [])
+        return Seen(env, 100, risk, 4.0, 0.9, 0.03, 0.7, 0.0, {}, [], 0.5)
 
     from sparseirm.study.assessment import Assessment
 
@@ -311,6 +348,13 @@ def test_an_output_folder_is_left_as_it_was_if_something_fails(tmp_path: Path) -
             (out / "folder" / "file").write_text("half")
             raise KeyboardInterrupt
     assert list(tmp_path.rglob("*")) == [tmp_path / "empty"]
+
+
+def test_a_file_that_a_killed_process_began_does_not_count(tmp_path: Path) -> None:
+    (tmp_path / f".report.html.{'0a' * 8}.part").write_text("half")
+    with claimed(tmp_path):
+        pass
+    assert not [*tmp_path.iterdir()]
 
 
 def test_a_folder_filled_just_before_it_is_held_is_not_emptied(
@@ -384,6 +428,10 @@ def test_predictions_carry_the_labels_and_probabilities(fitted: Path, tmp_path: 
             lambda frame: frame.assign(dose=frame["dose"].astype(object).where(frame.index != 4, "much")),
             "row 5",
         ),
+        (
+            lambda frame: frame.assign(dose=frame["dose"].astype(object).where(frame.index != 4, "1,5")),
+            "`--decimal ,`",
+        ),
         (lambda frame: frame.assign(day="yesterday"), "row 1 has 'yesterday'"),
         (lambda frame: frame[:0], "no rows"),
     ],
@@ -410,6 +458,10 @@ def test_predictions_never_replace_the_data(
     path = str(fitted / "table.csv")
     before = Path(path).read_bytes()
     assert main(["predict", str(fitted / "out"), path, "-o", path]) == 2
+    model = fitted / "out" / "estimator.json"
+    kept = model.read_bytes()
+    assert main(["predict", str(fitted / "out"), path, "-o", str(model)]) == 2
+    assert "exists already; choose another name" in capsys.readouterr().err and model.read_bytes() == kept
     assert main(["predict", str(tmp_path), path, "-o", str(tmp_path / "p.csv")]) == 2
     assert "holds no saved estimator" in capsys.readouterr().err
     assert Path(path).read_bytes() == before

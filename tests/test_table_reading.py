@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from sparseirm.core import SettingError
 from sparseirm.study.problem import build_problem
-from sparseirm.table.columns import MISSING, OTHER, Column, as_codes, infer_columns
+from sparseirm.table.columns import MISSING, OTHER, Column, as_codes, as_numbers, infer_columns
 from sparseirm.table.encoding import Encoding, values
 from sparseirm.table.reading import read_table
 from table_makers import mixed_table
@@ -50,6 +50,27 @@ def test_encodings_decimal_commas_and_marks_of_other_programs(tmp_path: Path) ->
     assert list(read_table(path).columns) == list(mixed_table(30).columns)  # without the index
     path.write_text("7,b\n1,2\n3,4\n")
     assert list(read_table(path).columns) == ["7", "b"]
+
+
+def test_none_and_na_are_words_among_words_and_missing_among_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    path.write_text(
+        "risk,env,dose,day,all\nNone,NA,NA,null,NA\nhigh ,Ulm,1.5,2020-01-02,NA\n,null, 2.5 ,,NA\n"
+    )
+    frame = read_table(path)
+    assert frame["risk"].tolist()[:2] == ["None", "high"] and frame["risk"].isna().tolist() == [0, 0, 1]
+    assert frame["env"].tolist() == ["NA", "Ulm", "null"]
+    assert frame["dose"].isna().tolist() == [1, 0, 0] and frame["dose"].tolist()[1:] == [1.5, 2.5]
+    assert frame["day"].isna().tolist() == [1, 0, 1]
+    assert np.isnan(as_numbers("all", frame["all"])).all()  # as when a column of numbers is predicted from
+
+
+def test_blanks_around_text_are_no_part_of_it(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"y": ["yes", " yes  ", "no", "  "], "x": [1, 2, 3, 4]})
+    frame.to_parquet(tmp_path / "t.parquet")
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    for name in ("t.parquet", "t.csv"):
+        assert read_table(tmp_path / name)["y"].fillna("?").tolist() == ["yes", "yes", "no", "?"]
 
 
 texts = st.text(max_size=12) | st.sampled_from(

@@ -133,14 +133,16 @@ def _training() -> Finding:
 
 
 def _output(out: Path) -> Finding:
+    there = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
     try:
-        with tempfile.TemporaryDirectory(dir=out) as folder, locked(Path(folder, "lock")) as mine:
+        with tempfile.TemporaryDirectory(dir=there) as folder, locked(Path(folder, "lock")) as mine:
             write_json(Path(folder, "file"), {"written": True})
             works = mine and read_json(Path(folder, "file"))["written"]
             free = shutil.disk_usage(folder).free / GIGA
     except (OSError, SettingError) as error:
         return Finding("results", f"{out.resolve()} cannot be used: {error}", trouble=True)
-    where = f"{out.resolve()}: {'files and locks work' if works else 'locks do not work'}, {free:.0f} GB free"
+    place = f"{out.resolve()}{'' if there == out else ' (will be made)'}"
+    where = f"{place}: {'files and locks work' if works else 'locks do not work'}, {free:.0f} GB free"
     pause = os.environ.get(CHECKPOINT_VARIABLE)
     return Finding(
         "results", where + (f", {CHECKPOINT_VARIABLE}={pause}" if pause else ""), trouble=not works

@@ -86,9 +86,14 @@ def writable(folder: Path) -> None:
         ) from None
 
 
+def parts(path: Path) -> Iterator[Path]:
+    """What processes that were killed while writing ``path`` left behind; the name ``*`` is any."""
+    yield from path.parent.glob(f".{path.name}.{'[0-9a-f]' * 16}.part")
+
+
 def remove_parts(path: Path) -> None:
     """Remove what a process that was killed while writing ``path`` left behind; only under a lock."""
-    for part in path.parent.glob(f".{path.name}.*.part"):
+    for part in parts(path):
         part.unlink(missing_ok=True)
 
 

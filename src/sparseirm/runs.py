@@ -20,7 +20,6 @@ from torch import nn
 from sparseirm.core import Moment, NonFiniteError, SettingError, first_line
 from sparseirm.data import Batches, DataSet
 from sparseirm.data.environments import Split
-from sparseirm.estimator import SETTINGS
 from sparseirm.evaluation.batch_norm import deployed_buffers
 from sparseirm.evaluation.metrics import Score, deployed, evaluate, undecided
 from sparseirm.files import (
@@ -136,8 +135,8 @@ class Result:
     def stage_ends(self) -> list[int]:
         """The last step of every stage, all of which are evaluated; most runs have a single stage."""
         steps = [point.step for point in self.trajectory]
-        parts = [*accumulate(self.recipe.stage_lengths or (1.0,))]
-        return [min(steps, key=lambda step: abs(step - part / parts[-1] * steps[-1])) for part in parts]
+        ends = [*accumulate(self.recipe.stage_lengths or (1.0,))]
+        return [min(steps, key=lambda step: abs(step - end / ends[-1] * steps[-1])) for end in ends]
 
     @property
     def counts_groups(self) -> bool:
@@ -435,10 +434,13 @@ def load_model(folder: Path | str) -> nn.Module:
         OSError: if there is no such file.
     """
     path = Path(folder) / MODEL
-    if not path.exists() and (Path(folder) / SETTINGS).exists():
-        raise SettingError(
-            f"{folder} holds the model of a table, no network; read it with `sparseirm.estimator.load`."
-        )
+    if not path.exists():
+        from sparseirm.estimator import SETTINGS  # scikit-learn's estimators take a second
+
+        if (Path(folder) / SETTINGS).exists():
+            raise SettingError(
+                f"{folder} holds the model of a table, no network; read it with `sparseirm.estimator.load`."
+            )
     tensors, note = read_tensors(path)
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():

@@ -15,6 +15,7 @@ from sparseirm.monitor.rows import before as before
 from sparseirm.monitor.rows import change_of_relations as change_of_relations
 from sparseirm.monitor.rows import holm as holm
 from sparseirm.monitor.rows import shift_of_columns as shift_of_columns
+from sparseirm.monitor.rows import spellings as spellings
 from sparseirm.monitor.training import Probe as Probe
 from sparseirm.monitor.training import Trace as Trace
 from sparseirm.monitor.training import during as during

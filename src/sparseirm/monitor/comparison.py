@@ -18,7 +18,7 @@ class Interval:
 
     Attributes:
         mean: the mean.
-        low: lower end; minus infinity for one environment.
+        low: lower end; minus infinity where nothing tells the noise: one value, or all of them equal.
         high: upper end.
     """
 
@@ -35,7 +35,7 @@ class Interval:
         (-0.484, 2.0, 4.484)
         """
         n, mean = len(values), float(np.mean(values))
-        if n < 2:
+        if n < 2 or np.ptp(values) < 1e-12:
             return Interval(mean, -math.inf, math.inf)
         half = float(stats.t.ppf(0.975, n - 1)) * float(np.std(values, ddof=1)) / math.sqrt(n)
         return Interval(mean, mean - half, mean + half)
@@ -53,7 +53,10 @@ def after(gain: Interval, unit: str, better_named: str) -> Finding:
         One finding, in whichever direction.
     """
     seen = f"{better_named} against ERM on held-out environments: {gain.mean:+.3g} {unit}"
-    seen += f" ({gain.low:+.3g} to {gain.high:+.3g})." if math.isfinite(gain.low) else "."
+    if not math.isfinite(gain.low):
+        do = "Environments are too few or too alike to tell how much of that is chance: add some, or seeds."
+        return Finding("after", "note", "as good as ERM", f"{seen}.", do)
+    seen += f" ({gain.low:+.3g} to {gain.high:+.3g})."
     if gain.low > 0:
         return Finding("after", "good", "better than ERM", seen, "Use it.")
     if gain.high < 0:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import numpy as np
@@ -21,7 +22,12 @@ Floats = NDArray[np.float64]
 
 
 def before(
-    x: Floats, y: Floats, env: NDArray[np.int64], names: Sequence[str], classes: Sequence[str]
+    x: Floats,
+    y: Floats,
+    env: NDArray[np.int64],
+    names: Sequence[str],
+    classes: Sequence[str],
+    images: bool = False,
 ) -> list[Finding]:
     """What the training rows say before anything is trained.
 
@@ -31,14 +37,46 @@ def before(
         env: ``(n,)`` environment numbers.
         names: name of each environment.
         classes: name of each class; empty for regression.
+        images: whether rows are images and columns parts of them, for the words.
 
     Returns:
         The findings, in the order of the questions: enough environments, enough rows, labels, differences.
     """
-    found = [*_number_of_environments(names), *_sizes(env, names)]
-    found += _labels(y, env, names, classes) if classes else []
+    thing = "image" if images else "row"
+    found = [*_number_of_environments(names), *_sizes(env, names, thing)]
+    found += _labels(y, env, names, classes, thing) if classes else []
     if len(names) > 1:
-        found += [*_environment_predicts(y, env, classes), *_differences(x, y, env, classes)]
+        found += [*_environment_predicts(y, env, classes), *_differences(x, y, env, classes, images)]
+    return found
+
+
+def spellings(groups: Mapping[str, Sequence[str]]) -> list[Finding]:
+    """Names that differ only in capitals, and so count as different.
+
+    Args:
+        groups: by what they are, such as ``environments``, the names.
+
+    Returns:
+        A finding for each group that has such names.
+
+    Example:
+        >>> spellings({"environments": ["Aachen", "AACHEN", "Ulm"]})[0].seen
+        'Of the environments these differ only in capitals: Aachen and AACHEN.'
+    """
+    found = []
+    for what, names in groups.items():
+        alike = defaultdict(list)
+        for name in names:
+            alike[name.casefold()].append(name)
+        pairs = [" and ".join(same) for same in alike.values() if len(same) > 1]
+        if pairs:
+            found.append(
+                Finding(
+                    *("before", "warning", "spellings"),
+                    f"Of the {what} these differ only in capitals: {listed(pairs)}.",
+                    "They count as different: if they are the same, spell them alike and fit again.",
+                )
+            )
     return found
 
 
@@ -49,28 +87,30 @@ def _number_of_environments(names: Sequence[str]) -> list[Finding]:
         return [Finding("before", "problem", "environments", f"{seen}.", do)]
     if len(names) == 2:
         do = (
-            "A spurious column must differ between these two to be seen, and leaving one out to test leaves "
+            "What misleads must differ between these two to be seen, and leaving one out to test leaves "
             "nothing to compare. A third environment, even a small one, helps most."
         )
         return [Finding("before", "warning", "environments", f"Only {seen}.", do)]
     return [Finding("before", "good", "environments", f"{seen}.", "Nothing.")]
 
 
-def _sizes(env: NDArray[np.int64], names: Sequence[str]) -> list[Finding]:
+def _sizes(env: NDArray[np.int64], names: Sequence[str], thing: str) -> list[Finding]:
     counts = np.bincount(env, minlength=len(names))
     small = [f"{names[e]} ({counts[e]})" for e in np.argsort(counts) if counts[e] < FEW_ROWS]
     if small:
         return [
             Finding(
                 *("before", "warning", "small environments"),
-                f"Few rows in {listed(small)}.",
+                f"Few {thing}s in {listed(small)}.",
                 "Environments count alike in the loss, however small: merge small ones that belong together.",
             )
         ]
     return []
 
 
-def _labels(y: Floats, env: NDArray[np.int64], names: Sequence[str], classes: Sequence[str]) -> list[Finding]:
+def _labels(
+    y: Floats, env: NDArray[np.int64], names: Sequence[str], classes: Sequence[str], thing: str
+) -> list[Finding]:
     table = np.zeros((len(names), len(classes)))
     np.add.at(table, (env, y.astype(int)), 1)
     found = []
@@ -79,19 +119,22 @@ def _labels(y: Floats, env: NDArray[np.int64], names: Sequence[str], classes: Se
         found.append(
             Finding(
                 *("before", "warning", "absent class"),
-                f"No row of class {listed(absent)}.",
+                f"No {thing} of class {listed(absent)}.",
                 "There the model cannot learn what sets that class apart, and the environment itself becomes "
-                "a clue. Collect such rows, or drop the class or the environment.",
+                f"a clue. Collect such {thing}s, or drop the class or the environment.",
             )
         )
     share = table.sum(0) / table.sum()
     if share.min() < 0.05:
         rare = classes[int(share.argmin())]
+        weigh = " From Python, `class_weight` of `SparseIRMClassifier` makes it count more." * (
+            thing == "row"
+        )
         found.append(
             Finding(
                 *("before", "note", "rare class"),
-                f"Class {rare} makes up {share.min():.1%} of the rows.",
-                "Accuracy hardly sees it; look at the risk as well, and consider class weights.",
+                f"Class {rare} makes up {share.min():.1%} of the {thing}s.",
+                f"Accuracy hardly sees it: look at the predictions for this class by themselves.{weigh}",
             )
         )
     return found
@@ -111,28 +154,32 @@ def _environment_predicts(y: Floats, env: NDArray[np.int64], classes: Sequence[s
         Finding(
             *("before", "warning", "environment predicts the target"),
             f"The environment alone explains {explained:.0%} of the variation of {what}.",
-            "Columns that merely tell environments apart then look useful. Balance the classes within "
-            "environments (class weights do not), or predict the deviation from the environment's mean.",
+            "What merely tells environments apart then looks useful. "
+            + ("Balance the classes in each." if classes else "Predict the deviation from each one's mean."),
         )
     ]
 
 
-def _differences(x: Floats, y: Floats, env: NDArray[np.int64], classes: Sequence[str]) -> list[Finding]:
+def _differences(
+    x: Floats, y: Floats, env: NDArray[np.int64], classes: Sequence[str], images: bool
+) -> list[Finding]:
     shifted = holm(shift_of_columns(x, env)) < LEVEL
     changed = holm(change_of_relations(x, y, env, classes)) < LEVEL
     if not shifted.any() and not changed.any():
         return [
             Finding(
                 *("before", "warning", "alike environments"),
-                "No column differs between environments, in its values or in its relation to the target.",
+                f"No {'part of the images' if images else 'column'} differs between environments, in its "
+                "values or in its relation to the target.",
                 "There is nothing for invariance to hold against: expect plain training to do as well. Check "
-                "that the environment column says where or when rows were taken.",
+                f"that environments say where or when {'images' if images else 'rows'} were taken.",
             )
         ]
     return [
         Finding(
             *("before", "good", "environments differ"),
-            f"Between environments {shifted.sum()} of {len(shifted)} inputs differ in their values, and "
+            f"Between environments {shifted.sum()} of {len(shifted)} "
+            f"{'parts of coarse thumbnails' if images else 'inputs'} differ in their values, and "
             f"{changed.sum()} in their relation to the target.",
             "The second number is what invariance needs.",
         )

@@ -15,6 +15,9 @@ from sparseirm.monitor.findings import Finding
 from sparseirm.penalties import no_penalty
 from sparseirm.training.state import Plan
 
+FROM_PYTHON = " (from Python, `penalty_weight` of `SparseIRMClassifier` or `SparseIRMRegressor`)"
+"""Where an option is to be found that ``sparseirm fit`` has not."""
+
 
 @dataclass(frozen=True)
 class Trace:
@@ -110,6 +113,7 @@ def during(
     kept: int,
     undecided: float | None,
     constant_risk: float | None = None,
+    images: bool = False,
 ) -> list[Finding]:
     """What a finished run says about itself.
 
@@ -119,6 +123,7 @@ def during(
         kept: K achieved.
         undecided: fraction of mask probabilities that are neither 0 nor 1, or None without any.
         constant_risk: mean training risk of the best constant prediction, to recognise a collapse.
+        images: whether it was trained on images, for the words.
 
     Returns:
         The findings; none for a run without remarks.
@@ -141,7 +146,8 @@ def during(
                 *("during", "problem", "collapse"),
                 f"Training risk {np.mean(last.risks):.3g} is no better than a constant's, "
                 f"{constant_risk:.3g} (standard deviation of the logits {last.spread:.2g}).",
-                "Lower the penalty weight or the L2 weight, keep more columns, or train for more steps.",
+                f"Train for more steps (`--steps`); if a sparse model was taken, let it keep more "
+                f"(`--{'densities' if images else 'columns'}`), or take plain training (`--method erm`).",
             )
         )
     gap = max(last.risks) - min(last.risks)
@@ -150,8 +156,8 @@ def during(
             Finding(
                 *("during", "note", "uneven risks"),
                 f"The training risks still range from {min(last.risks):.3g} to {max(last.risks):.3g}.",
-                "Raise the penalty weight or keep fewer columns; or environments differ in noise, which no "
-                "predictor can change.",
+                f"Keep fewer columns (`--columns`), or raise the penalty weight{FROM_PYTHON}; or "
+                "environments differ in noise, which no predictor can change.",
             )
         )
     if undecided is not None and undecided > 0.05:
@@ -159,7 +165,7 @@ def during(
             Finding(
                 *("during", "warning", "undecided mask"),
                 f"{undecided:.0%} of the mask's probabilities are neither 0 nor 1.",
-                "The mask is partly a coin toss: decide it earlier (`decide_at`) or raise `score_lr`.",
+                "The mask is partly a coin toss: train for more steps (`--steps`).",
             )
         )
     if kept != budget:
@@ -178,11 +184,11 @@ def _share(share: float) -> Iterable[Finding]:
         yield Finding(
             *("during", "warning", "faint penalty"),
             f"The penalty's share of the gradient was {share:.2%} in the second half of its time.",
-            "It hardly acts: raise the penalty weight.",
+            f"It hardly acts: raise the penalty weight{FROM_PYTHON}.",
         )
     elif share > 0.99:
         yield Finding(
             *("during", "note", "strong penalty"),
             f"The penalty's share of the gradient was {share:.1%} in the second half of its time.",
-            "The risk hardly counts: if the fit is poor, lower the penalty weight.",
+            f"The risk hardly counts: if the fit is poor, lower the penalty weight{FROM_PYTHON}.",
         )

@@ -69,6 +69,7 @@ class Seen:
         disagreement: see `sparseirm.evaluation.readouts.disagreement`; None for a held-out environment.
         importance: by column in use, how much the risk rises when the column's values are shuffled.
         bins: per bin of predictions its number of rows, sum of predictions, and sum of what came true.
+        guess: score of the constant that fits these rows best: share of their most frequent class, or 0.
     """
 
     env: str
@@ -81,6 +82,7 @@ class Seen:
     disagreement: float | None
     importance: dict[str, float]
     bins: list[tuple[float, float, float]]
+    guess: float
 
 
 @dataclass(frozen=True)
@@ -264,9 +266,11 @@ def seen_in(
     if loss.classifies:
         score = float((loss.predict(logits) == target).double().mean())
         error = float(np.sqrt(score * (1 - score) / n))
+        guess = float(target.bincount().max()) / n
     else:
         power = max(float(target.var(correction=0)), 1e-12)
         score, error = 1 - risk / power, float(np.sqrt(variance / n)) / power
+        guess = 0.0
     return Seen(
         env=env,
         rows=n,
@@ -278,6 +282,7 @@ def seen_in(
         disagreement=disagreement,
         importance=importance or {},
         bins=_bins(logits, target, loss.classifies),
+        guess=guess,
     )
 
 

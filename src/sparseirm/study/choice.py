@@ -28,6 +28,10 @@ LEAST_SKILL = 0.25
 """Share of ERM's advantage over a constant that a method needs, not to count as even for knowing nothing."""
 
 
+GUESSING = "no better than guessing"
+"""Name of the finding about a model that knows nothing."""
+
+
 @dataclass(frozen=True)
 class EnvScore:
     """A candidate in one environment, over seeds.
@@ -42,6 +46,7 @@ class EnvScore:
         risk_error: standard error of the mean loss, from rows and seeds.
         constant_risk: mean loss of the best constant prediction.
         disagreement: mean over seeds, or None.
+        guess: score of the constant that fits these rows best.
     """
 
     env: str
@@ -53,6 +58,7 @@ class EnvScore:
     risk_error: float
     constant_risk: float
     disagreement: float | None
+    guess: float
 
 
 @dataclass(frozen=True)
@@ -181,9 +187,31 @@ def _scores(seen: Sequence[Seen], pooled: bool) -> list[EnvScore]:
                 ),
                 constant_risk=float(np.mean([one.constant_risk for one in parts])),
                 disagreement=float(np.mean(apart)) if apart else None,
+                guess=float(np.mean([one.guess for one in parts])),
             )
         )
     return found
+
+
+def beats_guessing(scores: Sequence[EnvScore], classifies: bool) -> bool:
+    """Whether a model is better than a constant, mean over environments and beyond noise (95 %).
+
+    Classes may be known by the score or by the risk, as accuracy hardly sees a rare one.
+
+    Args:
+        scores: a candidate in some environments.
+        classifies: whether scores are accuracies.
+
+    Returns:
+        Whether it is.
+    """
+
+    def beyond(gains: Sequence[float], halves: Sequence[float]) -> bool:
+        return sum(gains) > math.sqrt(sum(half**2 for half in halves))
+
+    by_score = beyond([one.score - one.guess for one in scores], [one.score - one.low for one in scores])
+    gains = [one.constant_risk - one.risk for one in scores]
+    return by_score or (classifies and beyond(gains, [1.96 * one.risk_error for one in scores]))
 
 
 def choose(table: Sequence[Standing], wanted: str = "auto") -> Choice:
@@ -238,7 +266,7 @@ def _reason(taken: Standing, erm: Standing, even: bool) -> str:
     label = taken.candidate.label
     if taken is erm and even:
         return (
-            "ERM's risk is the same in all training environments, they agree on how to use its columns, and "
+            "ERM's risk is the same in all training environments, they agree on how to use its inputs, and "
             "no other such method is better on held-out data beyond noise: ERM is as good here."
         )
     if taken is erm:
@@ -255,13 +283,13 @@ def _reason(taken: Standing, erm: Standing, even: bool) -> str:
             )
         if erm.disagreement > MOST_DISAGREEMENT:
             fault.append(
-                f"one of them would remove {erm.disagreement:.0%} of its error by using the same columns "
+                f"one of them would remove {erm.disagreement:.0%} of its error by using the same inputs "
                 "differently"
             )
         if not fault:
-            return f"{label} is invariant as far as the rows can tell, and better than ERM on held-out data."
+            return f"{label} is invariant as far as the data can tell, and better than ERM on held-out data."
         return (
-            f"ERM is not invariant: {' and '.join(fault)}. {label} is, as far as the rows can tell, and has "
+            f"ERM is not invariant: {' and '.join(fault)}. {label} is, as far as the data can tell, and has "
             "the lowest risk on held-out data of all such methods."
         )
     return (

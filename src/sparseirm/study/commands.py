@@ -152,6 +152,8 @@ def predict_table(
     """
     import pandas as pd
 
+    if not model.is_dir():
+        raise SettingError(f"there is no folder {model}; name the one that `sparseirm fit` wrote.")
     estimator = load(model)
     frame = read_table(data, encoding, decimal)
     check_output(output, data)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from rich.text import Text
 from sparseirm.core import SettingError
 from sparseirm.files import write_bytes, write_json
 from sparseirm.monitor import Finding
-from sparseirm.runs import LOCK, held
+from sparseirm.runs import check_free, content, held
 from sparseirm.study.choice import Choice, EnvScore, Standing
 from sparseirm.study.report import page
 
@@ -24,11 +24,13 @@ RESULT, REPORT = "result.json", "report.html"
 
 
 def check_output(output: Path, data: Path) -> None:
-    """Refuse to write predictions over the data, or to a folder."""
+    """Refuse to write predictions over the data or any other file, or to a folder."""
     if output.exists() and output.samefile(data):
         raise SettingError(f"`output` {output} is the data themselves; choose another file.")
     if output.is_dir():
         raise SettingError(f"`output` {output} is a folder; name a file in it.")
+    if output.exists():
+        raise SettingError(f"`output` {output} exists already; choose another name, or remove it first.")
 
 
 def check_numbers(seeds: Sequence[int], steps: int | None, rows: int = 100) -> None:
@@ -44,33 +46,15 @@ def check_numbers(seeds: Sequence[int], steps: int | None, rows: int = 100) -> N
 @contextmanager
 def claimed(out: Path) -> Iterator[None]:
     """The output folder, made if it is missing, in nobody else's hands, as it was if something fails."""
-    _check_free(out)
-    made = [folder for folder in (out, *out.parents) if not folder.exists()]
-    try:
-        with held(out):
-            _check_free(out)  # another process may have filled it before this one held it
-            try:
-                yield
-            except BaseException:
-                for path in _content(out):
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
-                raise
-    except BaseException:
-        for folder in made:
-            with suppress(OSError):  # it is not empty: somebody else uses it
-                folder.rmdir()
-        raise
-
-
-def _check_free(out: Path) -> None:
-    """Refuse an output folder that holds something, or is a file."""
-    if out.exists() and (not out.is_dir() or _content(out)):
-        what = "holds something" if out.is_dir() else "is a file"
-        raise SettingError(f"`out` {str(out)!r} already {what}; choose another folder.")
-
-
-def _content(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if path.name != LOCK]
+    check_free(out)
+    with held(out):
+        check_free(out)  # another process may have filled it before this one held it
+        try:
+            yield
+        except BaseException:
+            for path in content(out):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            raise
 
 
 def say_table(console: Console, table: Sequence[Standing], choice: Choice, unit: str) -> None:

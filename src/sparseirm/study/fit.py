@@ -79,6 +79,8 @@ def fit(
         The study.
     """
     given: dict[str, Any] = {name: value for name, value in locals().items() if name != "data"}
+    if not data.exists():
+        raise SettingError(f"there is no file or folder {data}.")
     if holds_images(data, target, env):
         return fit_images(
             data, **_heeded(fit_images, given, _defaults(fit), f"{data} holds images, not a table")

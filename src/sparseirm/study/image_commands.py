@@ -138,15 +138,21 @@ def predict_images(model: Path, data: Path, *, output: Path) -> int:
 
     Raises:
         SettingError: if there are no images, one cannot be read or has a name that is not UTF-8, or the model
-            does not know its labels.
+            does not know its labels or takes other inputs than square images in colour.
     """
     module, note = load_model(model), read_tensors(model / MODEL)[1]
     if "labels" not in note:
         raise SettingError(f"{model / MODEL} does not know its labels; train it with `sparseirm fit`.")
+    channels, *sides = note["input_shape"]
+    if channels != 3 or len(sides) != 2 or len({*sides}) > 1:
+        raise SettingError(
+            f"{model / MODEL} takes inputs of shape {' x '.join(map(str, note['input_shape']))}, not square "
+            "images in colour (3 x SIZE x SIZE); train on your own with `sparseirm fit`."
+        )
     paths = _images_below(data)
     refuse_other_encodings(path.relative_to(data if data.is_dir() else data.parent) for path in paths)
     check_output(output, data)
-    size, labels = int(note["input_shape"][-1]), note["labels"]
+    size, labels = sides[0], note["labels"]
     rows = []
     for at in range(0, len(paths), CHUNK):
         some = paths[at : at + CHUNK]

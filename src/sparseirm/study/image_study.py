@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from sparseirm.data.environments import DataSet
 from sparseirm.experiments.executors import Submitter
 from sparseirm.files import digest
-from sparseirm.monitor import Finding, Trace, before, during
+from sparseirm.monitor import Finding, Trace, before, during, spellings
 from sparseirm.runs import Result, run
 from sparseirm.study.assessment import Assessment, Candidate
 from sparseirm.study.choice import Choice, Standing, choose, standings
@@ -119,6 +119,7 @@ def conduct_images(
         choice=choice,
         findings=[
             *copies,
+            *spellings({"environments": [*images.train_envs, *images.test_envs], "classes": images.classes}),
             *_look(whole),
             *_on_run(result, choice.taken),
             *afterwards(choice, table, [], "accuracy"),
@@ -161,7 +162,7 @@ def _look(data: DataSet) -> list[Finding]:
     samples = data.train.samples
     thumbnails = nn.functional.adaptive_avg_pool2d(samples.x, COARSE).flatten(1).double().numpy()
     y, env = samples.y.double().numpy(), samples.env.numpy()
-    return before(thumbnails, y, env, data.train.names, data.label_names)
+    return before(thumbnails, y, env, data.train.names, data.label_names, images=True)
 
 
 def _on_run(result: Result, taken: Standing) -> list[Finding]:
@@ -174,6 +175,7 @@ def _on_run(result: Result, taken: Standing) -> list[Finding]:
         kept=result.kept,
         undecided=last.undecided,
         constant_risk=constant_risk,
+        images=True,
     )
 
 

@@ -13,8 +13,10 @@ from pathlib import Path
 from PIL import Image
 
 from sparseirm.core import SettingError
+from sparseirm.data.construction import require
 from sparseirm.data.decoding import rgb
 from sparseirm.data.own import Entry, Listing, folder_entries, manifest_entries, refuse_empty
+from sparseirm.monitor import counted
 from sparseirm.recipe import Recipe
 from sparseirm.registry import one_of
 from sparseirm.study.problem import FEWEST_ROWS
@@ -68,7 +70,7 @@ def find_images(
     Args:
         root: a folder ``ENVIRONMENT/CLASS/IMAGE``, or a CSV file with the columns path, label and env.
         test_env: environments that no choice may look at.
-        size: pixels per side that images are brought to.
+        size: pixels per side that images are brought to, from 8 to 1024.
         model: name of the network, see `sparseirm.models.maker`; the MLP by default.
         width: hidden units of the MLP's layers.
         steps: optimiser steps of every run.
@@ -77,25 +79,40 @@ def find_images(
         The images.
 
     Raises:
-        SettingError: if images cannot be listed, an environment is unknown, or too few are left for training.
+        SettingError: if the size is out of its range, images cannot be listed, an environment is unknown, or
+            too few environments, images or classes are left for training.
     """
+    require(
+        8 <= size <= 1024,
+        "`size` must be an integer from 8 to 1024, in pixels per side",
+        size,
+        "Leave it out for 32.",
+    )
     kind = "folder" if root.is_dir() else "manifest"
     entries = LISTINGS[kind](str(root))
+    if not entries:
+        raise SettingError(
+            f"{root} holds no image {'in ENVIRONMENT/CLASS/IMAGE' if kind == 'folder' else 'in any line'}. "
+            "Images are a folder ENVIRONMENT/CLASS/IMAGE, such as Ulm/cat/1.png, or a CSV file with the "
+            "columns path, label, env."
+        )
     known = sorted({entry.env for entry in entries})
     refuse_empty(test_env, known, root)
     testing = tuple(one_of("environment", name, known) for name in dict.fromkeys(test_env))
     training = tuple(name for name in known if name not in testing)
     if len(training) < 2:
         raise SettingError(
-            f"{len(training)} environment{'s'[: len(training) != 1]} left for training in {root} "
-            f"({', '.join(training) or 'none'}); invariance needs two or more."
+            f"{counted(len(training), 'environment')} left for training in {root} "
+            f"({', '.join(training) or 'none'}); invariance needs two or more. Images belong to "
+            "ENVIRONMENT/CLASS/, or to the `env` of their line."
         )
+    _check_classes(entries, testing, root)
     counts = Counter(entry.env for entry in entries)
     smallest = min(counts, key=lambda name: counts[name])
     if counts[smallest] < FEWEST_ROWS:
         raise SettingError(
-            f"environment {smallest!r} has {counts[smallest]} images; each needs {FEWEST_ROWS} or more. "
-            "Merge it with another, or take it out."
+            f"environment {smallest!r} has {counted(counts[smallest], 'image')}; each needs {FEWEST_ROWS} "
+            "or more. Merge it with another, or take it out."
         )
     small = model == "mlp"
     recipe = Recipe(
@@ -103,7 +120,7 @@ def find_images(
         data_options={"size": size},
         test_envs=testing,
         model=model,
-        width=(width or WIDTH) if small else width,
+        width=WIDTH if small and width is None else width,
         steps=STEPS if small and steps is None else steps,
         lr=LR if small else None,
         method="erm",
@@ -114,6 +131,22 @@ def find_images(
         recipe = replace(recipe, batch_size=FULL_BATCH // 2)
     recipe.resolved()
     return Images(kind, root, entries, training, testing, recipe)
+
+
+def _check_classes(entries: Sequence[Entry], testing: Sequence[str], root: Path) -> None:
+    """Refuse fewer than two classes to train on, and classes that only a test environment holds."""
+    seen = sorted({entry.label for entry in entries if entry.env not in testing})
+    if len(seen) < 2:
+        raise SettingError(
+            f"{root} has one class to train on ({seen[0]}); there must be two or more. Images belong to "
+            "ENVIRONMENT/CLASS/, or to the `label` of their line."
+        )
+    for entry in entries:
+        if entry.label not in seen:
+            raise SettingError(
+                f"class {entry.label!r} of test environment {entry.env!r} has no image in the training "
+                "environments; it could never be predicted. Take it out, or choose another `test_env`."
+            )
 
 
 @contextmanager

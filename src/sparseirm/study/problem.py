@@ -132,6 +132,13 @@ def build_problem(
         raise SettingError(
             "`drop` names the target or the environment; both are needed, and neither is an input."
         )
+    for name in categorical:
+        if name in (target, env, *drop):
+            what = "the target" if name == target else "the environment" if name == env else "dropped"
+            raise SettingError(
+                f"`categorical` {name!r} has no effect: that column is {what}, and no input. Leave it out"
+                f"{'; for classes pass `--task classification`' if name == target else ''}."
+            )
     names, which = _environments(frame[env], env, test_env)
     y, classes = _target(frame[target], target, task)
     problem = Problem(
@@ -225,7 +232,7 @@ def _refuse_missing(values: pd.Series, name: str, what: str) -> None:
     missing = values.isna().to_numpy()
     if missing.any():
         raise SettingError(
-            f"the {what} {name!r} is missing in row {int(missing.argmax()) + 1} and "
+            f"the {what} {name!r} is missing in data row {int(missing.argmax()) + 1} and "
             f"{int(missing.sum()) - 1} more; fill it in or remove these rows."
         )
 
@@ -247,8 +254,7 @@ def _check_labels(problem: Problem) -> None:
 
 def _with_columns(problem: Problem, categorical: Sequence[str]) -> Problem:
     """The problem with the kinds of its inputs, which hold for test rows too."""
-    codes = {name: "category" for name in categorical if name in problem.inputs.columns}
-    inputs = problem.inputs.astype(codes)
+    inputs = problem.inputs.astype(dict.fromkeys(categorical, "category"))
     infer_columns(inputs)  # a strange value is told by its row in the whole table
     columns = infer_columns(inputs.iloc[problem.training])
     if not any(column.used for column in columns):

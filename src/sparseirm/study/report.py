@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sparseirm.report import render
+from sparseirm.study.choice import GUESSING
 from sparseirm.study.verdicts import DOUBTFUL, SPURIOUS, STABLE, UNUSED
 
 Plain = dict[str, Any]
@@ -17,6 +18,9 @@ HERE = Path(__file__)
 
 MOST_PANELS = 12
 """Environments with a panel of their own in sight; the others are folded away."""
+
+FEWEST_FOR_INTERVAL = 3
+"""Values from which an interval of their mean is shown."""
 
 NOTHING = "\N{EN DASH}"
 
@@ -82,7 +86,11 @@ def headline(result: Plain) -> Headline:
     taken, erm = _taken(result), _named(result, "erm")
     problems = [f"{one['seen']} {one['do']}" for one in result["findings"] if one["severity"] == "problem"]
     if problems:
-        return Headline("bad", "Do not use this model yet", (*problems, compared["why"]))
+        guesses = any(one["name"] == GUESSING for one in result["findings"])
+        title = (
+            "Do not use this model: it is no better than guessing" if guesses else "Do not use this model yet"
+        )
+        return Headline("bad", title, (*problems, compared["why"]))
     words = (compared["why"], *_against_erm(result), *_untested(result))
     if taken is erm:
         spurious = _spurious(result)
@@ -126,8 +134,11 @@ def _against_erm(result: Plain) -> Iterable[str]:
     gain = result["comparison"]["against_erm"]
     name = _named(result, gain["candidate"])["label"]
     where = "on environments left out of training" if _taken(result)["held_out"] else "on rows left out"
+    few = len(_taken(result)["held_out"] or _taken(result)["fresh"]) < FEWEST_FOR_INTERVAL
     interval = (
-        "" if gain["low"] is None else f" (95 % interval {_signed(gain['low'])} to {_signed(gain['high'])})"
+        ""
+        if few or gain["low"] is None
+        else f" (95 % interval {_signed(gain['low'])} to {_signed(gain['high'])})"
     )
     yield f"{name} against ERM {where}: {_signed(gain['mean'])} {result['comparison']['score']}{interval}."
 
@@ -252,8 +263,10 @@ def _columns(result: Plain) -> list[Plain]:
         for rise in one[part].values()
     ]
     most = max(rises, default=0) or 1
+    alike = "kept, used in every environment, and related to the target alike in all"
+    caution = "; two environments cannot tell a spurious column that is alike in both from a stable one"
     words = {
-        STABLE: ("good", "Stable", "kept, used in every environment, and related to the target alike in all"),
+        STABLE: ("good", "Stable", alike if _taken(result)["held_out"] else alike + caution),
         SPURIOUS: (
             "bad",
             "Spurious-looking",

@@ -10,9 +10,9 @@ import numpy as np
 
 from sparseirm.estimator import Estimator
 from sparseirm.experiments.executors import Submitter
-from sparseirm.monitor import Finding, after, before, during
+from sparseirm.monitor import Finding, after, before, during, listed, spellings
 from sparseirm.study.assessment import Assessment, Candidate
-from sparseirm.study.choice import Choice, Standing, choose, standings
+from sparseirm.study.choice import GUESSING, Choice, Standing, beats_guessing, choose, standings
 from sparseirm.study.comparison import Fold, compare_candidates
 from sparseirm.study.problem import Problem
 from sparseirm.study.verdicts import (
@@ -31,6 +31,12 @@ NOT_BY_SCORE = (
     "differ more than these do. If they will not, ERM is the better or the cheaper choice."
 )
 """What to do about a method that was taken although ERM scores as high."""
+
+TWO_CANNOT_TELL = (
+    "With two training environments a spurious column that behaves alike in both cannot be told from a "
+    "stable one: ask how these values come about, or add a third environment."
+)
+"""How far to trust a stable column that was seen in two environments only."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,10 @@ class Study:
 def look(problem: Problem) -> list[Finding]:
     """The monitor's findings before training; it sees training rows only."""
     _, rows, inputs = problem.encoded(MOST_TESTED_ROWS)
-    return before(inputs, problem.codes[rows], problem.env[rows], problem.train_names, problem.classes)
+    named = {"environments": problem.names, "classes": problem.classes}
+    named |= {f"values of {column.name}": column.levels for column in problem.columns}
+    found = before(inputs, problem.codes[rows], problem.env[rows], problem.train_names, problem.classes)
+    return [*spellings(named), *found]
 
 
 def conduct(
@@ -138,24 +147,29 @@ def afterwards(
         The findings.
     """
     told = f"Taken: {choice.taken.candidate.label}. {choice.why}"
-    found = [Finding("after", "good", "choice", told, "Nothing.")]
+    knows = beats_guessing(choice.taken.judged, unit == "accuracy")
+    found = [Finding("after", "good" if knows else "note", "choice", told, "Nothing.")]
+    if not knows:
+        found.append(_knows_nothing(choice.taken, unit))
     if choice.taken.held_out:
         compared = after(choice.gain, unit, choice.rival.candidate.label)
         if choice.taken.candidate.name != "erm" and compared.severity != "good":
             compared = replace(compared, do=NOT_BY_SCORE)
+        if not knows and compared.severity == "good":
+            compared = replace(compared, severity="note", do="Neither is to be used: see above.")
         found.append(compared)
     else:
         found.append(
             Finding(
                 *("after", "warning", "not checked"),
                 "With two training environments, leaving one out leaves one, and nothing to compare: no "
-                "method could be tried on an environment it had not seen. Scores are those of rows left out.",
+                "method could be tried on an environment it had not seen. Scores are those in known ones.",
                 "Keep a third environment, even a small one; or treat the result as untested.",
             )
         )
     erm = next(one for one in table if one.candidate.name == "erm")
     if erm.tested:
-        found.append(_tested(choice.taken if choice.taken is not erm else choice.rival, erm, unit))
+        found.append(_tested(choice.taken, erm, unit))
     spurious = [one.column for one in verdicts if one.verdict == SPURIOUS]
     if spurious:
         found.append(
@@ -170,18 +184,40 @@ def afterwards(
     stable = [one.column for one in verdicts if one.verdict == STABLE]
     if stable:
         seen = f"{', '.join(stable)}: used in every environment, in the same way."
-        found.append(Finding("after", "good", "stable columns", seen, "Nothing."))
+        severity, do = ("good", "Nothing.") if choice.taken.held_out else ("note", TWO_CANNOT_TELL)
+        found.append(Finding("after", severity, "stable columns", seen, do))
     return found
+
+
+def _knows_nothing(taken: Standing, unit: str) -> Finding:
+    """The model that was taken is no better than a constant on data left out."""
+    guess = float(np.mean([one.guess for one in taken.judged]))
+    where = "environments" if taken.held_out else "data"
+    constant = (
+        "always answering the most frequent class" if unit == "accuracy" else "always answering the mean"
+    )
+    return Finding(
+        *("after", "problem", GUESSING),
+        f"On {where} left out of training {taken.candidate.label} has {taken.score:.3g} {unit}, mean over "
+        f"environments; {constant} has {guess:.3g}. Beyond noise that is no better.",
+        "It knows nothing that holds there. See in which environments it fails; more data, more steps "
+        "(`--steps`) or other inputs may help.",
+    )
 
 
 def _tested(one: Standing, erm: Standing, unit: str) -> Finding:
     """How the test environments turned out; nothing was chosen by them."""
-    gains = [a.score - b.score for a, b in zip(one.tested, erm.tested, strict=True)]
+    pairs = list(zip(one.tested, erm.tested, strict=True))
     each = "; ".join(
-        f"{a.env}: {a.score:.3g} ({a.low:.3g} to {a.high:.3g}) against ERM's {b.score:.3g}"
-        for a, b in zip(one.tested, erm.tested, strict=True)
+        f"{a.env}: {a.score:.3g} ({a.low:.3g} to {a.high:.3g})"
+        + (f" against ERM's {b.score:.3g}" if one is not erm else "")
+        for a, b in pairs
     )
-    seen = f"{unit} of {one.candidate.label} in test environments, trained on a part of the rows: {each}."
-    severity = "good" if min(gains) > 0 else "note"
+    seen = f"{unit} of {one.candidate.label} in test environments, trained on a part of the data: {each}."
     do = "Nothing was chosen by these figures; keep it so."
+    lost = [a.env for a in one.tested if not beats_guessing([a], unit == "accuracy")]
+    if lost:
+        do = f"In {listed(lost)} it is no better than guessing: do not use it in such environments. {do}"
+        return Finding("after", "warning", "test environments", seen, do)
+    severity = "good" if all(a.low > b.high for a, b in pairs) else "note"
     return Finding("after", severity, "test environments", seen, do)

@@ -118,19 +118,49 @@ def _kind(name: str, values: pd.Series) -> str:
             at for at, value in enumerate(values) if not isinstance(value, _PLAIN) and value is not None
         )
         found = type(values.iloc[odd]).__name__
-        raise SettingError(f"column {name!r} holds {_a(found)} in row {odd + 1}; use numbers, text or dates.")
+        raise SettingError(
+            f"column {name!r} holds {_a(found)} in data row {odd + 1}; use numbers, text or dates."
+        )
     text = known.astype(str)
-    numeric = pd.to_numeric(text, errors="coerce")
-    if numeric.notna().mean() > 0.5:
+    if _mostly_numbers(text):
         as_numbers(name, values)
         return "number"
-    with_points = text.str.replace(",", ".", regex=False)
-    if pd.to_numeric(with_points, errors="coerce").notna().mean() > 0.9:
-        raise SettingError(
-            f"column {name!r} seems to hold numbers with a decimal comma, such as {text.iloc[0]!r}; "
-            "pass `--decimal ,`."
-        )
-    return "date" if _dates(text.head(1000)).notna().mean() > 0.9 else "category"
+    if pd.to_numeric(_with_point(text), errors="coerce").notna().mean() > 0.9:
+        raise SettingError(_decimal_comma(name, text.iloc[0]))
+    return "date" if _mostly_dates(text) else "category"
+
+
+def holds_words(values: pd.Series) -> bool:
+    """Whether a column holds text that is neither numbers nor dates, or nothing at all.
+
+    >>> import pandas as pd
+    >>> holds_words(pd.Series(["yes", None])), holds_words(pd.Series(["1", "x", "2"]))
+    (True, False)
+    """
+    known = values.dropna()
+    text = known.astype(str)
+    strings = all(isinstance(value, str) for value in known)
+    return strings and not _mostly_numbers(text) and not _mostly_dates(text)
+
+
+def _mostly_numbers(text: pd.Series) -> bool:
+    import pandas as pd
+
+    return bool(pd.to_numeric(text, errors="coerce").notna().mean() > 0.5)
+
+
+def _mostly_dates(text: pd.Series) -> bool:
+    return bool(_dates(text.head(1000)).notna().mean() > 0.9)
+
+
+def _with_point(text: pd.Series) -> pd.Series:
+    return text.str.replace(",", ".", regex=False)
+
+
+def _decimal_comma(name: str, shown: str) -> str:
+    return (
+        f"column {name!r} seems to hold numbers with a decimal comma, such as {shown!r}; pass `--decimal ,`."
+    )
 
 
 _PLAIN = (str, bool, int, float, decimal.Decimal, np.generic)
@@ -156,33 +186,46 @@ def as_numbers(name: str, values: pd.Series) -> NDArray[np.float64]:
     if values.dtype.kind in "biuf":
         numbers = values.to_numpy(dtype=np.float64, na_value=np.nan)
     else:
+        values = _without_words_for_missing(values)
         numbers = pd.to_numeric(values.astype(object).map(_plain_number), errors="coerce")
         numbers = numbers.to_numpy(dtype=np.float64, na_value=np.nan)
     strange = np.isnan(numbers) & values.notna().to_numpy()
     if strange.any():
         at = int(strange.argmax())
+        if np.isfinite(pd.to_numeric(_with_point(values[at : at + 1].astype(str)), errors="coerce").iloc[0]):
+            raise SettingError(_decimal_comma(name, str(values.iloc[at])))
         raise SettingError(
-            f"column {name!r} holds numbers, but row {at + 1} has {_shown(values.iloc[at])}. Correct it, "
-            f"leave it empty, or declare the column categorical (`--categorical {name}`) if its values are "
-            "names."
+            f"column {name!r} holds numbers, but data row {at + 1} has {_shown(values.iloc[at])}. Correct it "
+            f"or leave it empty; if its values are names, fit with `--categorical {name}`."
         )
     if np.isinf(numbers).any():
         at = int(np.isinf(numbers).argmax())
         raise SettingError(
-            f"column {name!r} has the value {_shown(values.iloc[at])} in row {at + 1}, which is infinite or "
-            "too large for a float. Correct it or leave it empty."
+            f"column {name!r} has the value {_shown(values.iloc[at])} in data row {at + 1}, which is "
+            "infinite or too large for a float. Correct it or leave it empty."
         )
     if np.nanmax(np.abs(numbers), initial=0) > LARGEST:
         at = int(np.nanargmax(np.abs(numbers)))
         raise SettingError(
-            f"column {name!r} has the value {_shown(values.iloc[at])} in row {at + 1}; sums of numbers "
-            f"beyond {LARGEST:g} lose all precision. Rescale the column."
+            f"column {name!r} has the value {_shown(values.iloc[at])} in data row {at + 1}; sums of "
+            f"numbers beyond {LARGEST:g} lose all precision. Rescale the column."
         )
     return cast(NDArray[np.float64], numbers)
 
 
 LARGEST = 1e30
 """Magnitude beyond which numbers are refused: their squares are near the largest float32."""
+
+
+WORDS_FOR_MISSING = ("", "NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "None", "<NA>", "#N/A", "NaT")
+"""What stands for a missing number or date; among words they are words."""
+
+
+def _without_words_for_missing(values: pd.Series) -> pd.Series:
+    """Values that are to become numbers or dates."""
+    if values.dtype.kind in "biufM":
+        return values
+    return values.mask(values.map(lambda value: isinstance(value, str) and value in WORDS_FOR_MISSING))
 
 
 def _plain_number(value: Any) -> Any:
@@ -208,11 +251,14 @@ def as_days(name: str, values: pd.Series) -> NDArray[np.float64]:
     Raises:
         SettingError: if a value is no date.
     """
+    values = _without_words_for_missing(values)
     dates = _dates(values)
     strange = (dates.isna() & values.notna()).to_numpy()
     if strange.any():
         at = int(strange.argmax())
-        raise SettingError(f"column {name!r} holds dates, but row {at + 1} has {_shown(values.iloc[at])}.")
+        raise SettingError(
+            f"column {name!r} holds dates, but data row {at + 1} has {_shown(values.iloc[at])}."
+        )
     days = dates.dt.tz_localize(None).to_numpy("datetime64[s]")
     return np.where(np.isnat(days), np.nan, days.astype(np.int64) / 86400)
 

@@ -7,6 +7,7 @@ import itertools
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ import numpy as np
 
 from sparseirm.core import SettingError, first_line
 from sparseirm.registry import one_of
+from sparseirm.table.columns import holds_words
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,8 +37,9 @@ def read_table(path: Path | str, encoding: str = "utf-8", decimal: str = ".") ->
         decimal: the decimal sign of a text file, a point or a comma.
 
     Returns:
-        The table. A first column without a name that counts the rows is an index written by pandas, and is
-        left out.
+        The table, its text without blanks around it. Among words only the empty cell is missing, among
+        numbers and dates NA, NaN, null and the like are, too. A first column without a name that counts the
+        rows is an index written by pandas, and is left out.
 
     Raises:
         SettingError: if the file cannot be read as a table, with the line or column that is to blame.
@@ -58,7 +61,7 @@ def read_table(path: Path | str, encoding: str = "utf-8", decimal: str = ".") ->
         raise SettingError(
             f"{path} is none of {', '.join((*CSV_ENDINGS, *PARQUET_ENDINGS))}; save it as CSV or Parquet."
         )
-    return _checked(frame, path)
+    return _stripped(_checked(frame, path))
 
 
 def need_pandas() -> Any:
@@ -115,21 +118,32 @@ def _read_text(path: Path, encoding: str, decimal: str) -> pd.DataFrame:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pandas.errors.ParserWarning)
-            frame = pandas.read_csv(
+            read = partial(
+                pandas.read_csv,
                 path,
                 sep=separator,
                 encoding=encoding,
-                decimal=decimal,
                 low_memory=False,
                 index_col=False,
                 skipinitialspace=True,
             )
+            frame = read(decimal=decimal)
+            words = [at for at in range(frame.shape[1]) if _hides_words(frame.iloc[:, at])]
+            if words:  # once more, since None and NA among words are words
+                exact = read(usecols=words, dtype=str, keep_default_na=False, na_values=[""])
+                for at, name in zip(words, exact.columns, strict=True):
+                    frame.isetitem(at, exact[name])
     except UnicodeError as error:
         raise SettingError(_undecodable(path, encoding, error)) from None
     except (pandas.errors.ParserWarning, ValueError, EOFError, OSError, OverflowError) as error:
         raise SettingError(f"{path} is not a readable table: {first_line(error)}.") from None
     frame.columns = [*names, *map(str, frame.columns[len(names) :])]
     return _as_frame(frame)
+
+
+def _hides_words(values: pd.Series) -> bool:
+    """Whether values of a column that count as missing could be words."""
+    return bool(values.isna().any()) and holds_words(values)
 
 
 def _header(path: Path, encoding: str) -> tuple[str, list[str]]:
@@ -178,6 +192,24 @@ def _checked(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
     if blank:
         raise SettingError(f"column {blank[0]} of {path} has no name; give every column one.")
     return frame
+
+
+def _stripped(frame: pd.DataFrame) -> pd.DataFrame:
+    """Text without blanks around it; what is left empty is missing."""
+    for at in range(frame.shape[1]):
+        if frame.dtypes.iloc[at].kind == "O":
+            values = frame.iloc[:, at].astype(object)
+            if values.map(_has_blanks).any():
+                frame.isetitem(at, values.map(_without_blanks))
+    return frame
+
+
+def _has_blanks(value: Any) -> bool:
+    return isinstance(value, str) and value != value.strip()
+
+
+def _without_blanks(value: Any) -> Any:
+    return value.strip() or None if isinstance(value, str) else value
 
 
 def _counts_rows(values: pd.Series) -> bool:
