@@ -43,7 +43,8 @@ def test_trouble_is_named_and_ends_with_exit_code_2(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     nowhere = str(tmp_path / "nowhere")
-    assert main(["doctor", "--data-root", nowhere, "--out", nowhere]) == 2
+    (tmp_path / "file").touch()
+    assert main(["doctor", "--data-root", nowhere, "--out", str(tmp_path / "file")]) == 2
     said = capsys.readouterr()
     assert "!!  data " in said.out and "!!  results " in said.out and "ok  training" in said.out
     assert "are not in order: results, data." in said.err

@@ -163,7 +163,7 @@ def test_a_checkpoint_of_another_version_is_not_gone_on_with(
         with pytest.raises(KeyboardInterrupt):
             run(RECIPE, out=tmp_path, on_step=killed)
         with store.claim(RECIPE) as folder, pytest.raises(KeyboardInterrupt):
-            run(RECIPE, out=folder, on_step=killed)
+            run(RECIPE, out=folder, resume=True, on_step=killed)
     with pytest.raises(SettingError, match="version of results: 0 there, 1 here"):
         run(RECIPE, out=tmp_path, resume=True)
     assert carry_out(RECIPE, store.root) is None
@@ -179,7 +179,7 @@ def test_a_checkpoint_outlives_the_result_of_another_version(
     for module in (runs_module, store_module):
         monkeypatch.setattr(module, "RESULTS", 2)
     with store.claim(RECIPE) as folder, pytest.raises(KeyboardInterrupt):
-        run(RECIPE, out=folder, on_step=killed)
+        run(RECIPE, out=folder, resume=True, on_step=killed)
     store.tidy()
     assert folder is not None and (folder / "checkpoint.safetensors").exists()
     assert carry_out(RECIPE, store.root) is None

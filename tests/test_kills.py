@@ -162,10 +162,10 @@ def test_two_hundred_kills_at_random_moments_change_nothing(whole: Path, tmp_pat
 
 def test_what_a_killed_process_began_to_write_is_removed_by_the_next(whole: Path, tmp_path: Path) -> None:
     for name in (CHECKPOINT, MODEL, RESULT):
-        (tmp_path / f".{name}.abc.part").write_bytes(b"half")
+        (tmp_path / f".{name}.0123456789abcdef.part").write_bytes(b"half")
     (tmp_path / LOCK).touch()
     (tmp_path / ".mine.part").write_bytes(b"somebody else's")
-    run(RECIPE, out=tmp_path, checkpoint_seconds=1e9)
+    run(RECIPE, out=tmp_path, resume=True, checkpoint_seconds=1e9)
     (tmp_path / ".mine.part").unlink()
     assert_same_run(tmp_path, whole)
 

@@ -214,7 +214,7 @@ def test_a_time_that_is_none_is_refused(words: str) -> None:
         (["table8", "--widths", "100"], "no width in table8 is named '100'"),
         (["table8", "--methods", "sparseirn"], "Did you mean 'sparseirm'?"),
         (["table8", "--methods", "erm,irm"], "named 'erm,irm'. Several names are separated by spaces, not"),
-        (["table8", "--seeds", "0,1"], "['0,1']. Several values are separated by spaces, not commas. See"),
+        (["table8", "--seeds", "0,1"], "got '0,1'. Several values are separated by spaces, not commas. See"),
         (["table8", "--widths", "390,640"], "Several values are separated by spaces, not commas."),
         (["table8", "--settings", "mine"], "no settings is named 'mine'"),
         (["table8", "--seeds", "0", "0"], "`seeds` must name each one once"),
