@@ -22,7 +22,7 @@ from sparseirm.registry import one_of
 from sparseirm.runs import Result
 from sparseirm.sparsifiers import SPARSIFIERS
 
-MARK = re.compile(r"(<!-- (\w+) (\S+)((?: [\w=.,]+)*) -->\n).*?(<!-- end -->)", re.DOTALL)
+MARK = re.compile(r"(<!-- (\w+) (\S+)((?: [\w=.,/]+)*) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 UNMEASURED = "Not measured yet: `make bench`, then `make tables`.\n"
 
@@ -32,7 +32,8 @@ def filled(page: str, root: Path) -> str:
 
     Args:
         page: Markdown; a table stands between ``<!-- KIND SOURCE field=value,value ... -->`` and
-            ``<!-- end -->``, with KIND one of `KINDS`. It shows what has one of these values in every field.
+            ``<!-- end -->``, with KIND one of `KINDS`. It shows what has one of these values in every field;
+            a value of several numbers is written ``0.9/0.7/0.1``.
         root: what SOURCE is relative to.
 
     Returns:
@@ -151,7 +152,11 @@ def _order(result: Result) -> tuple[int, str, int, int]:
 
 def _has(fields: Mapping[str, object], wanted: Sequence[str]) -> bool:
     pairs = (pair.split("=") for pair in wanted)
-    return all(str(fields[name]) in values.split(",") for name, values in pairs)
+    return all(_word(fields[name]) in values.split(",") for name, values in pairs)
+
+
+def _word(value: object) -> str:
+    return "/".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _need(found: Sequence[object], source: str, wanted: Sequence[str]) -> None:
