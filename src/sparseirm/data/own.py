@@ -86,8 +86,8 @@ def folder_entries(data_root: str | None) -> list[Entry]:
     strays += [path for path in _visible(root, "*/*") if path.is_file()] + sorted({*inside} - {*images})
     if strays:
         warnings.warn(
-            f"{len(strays)} entries of {root} are no images in ENVIRONMENT/CLASS/ and are not used, such as "
-            f"{strays[0].relative_to(root)}",
+            f"what is no image in ENVIRONMENT/CLASS/ of {root} is not used, such as "
+            f"{strays[0].relative_to(root)} ({len(strays)} in all)",
             stacklevel=2,
         )
     for name in _without_images(root, {path.parent.parent.name for path in images}):
