@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -142,6 +143,16 @@ def test_each_ailment_of_a_run_has_its_finding(
 ) -> None:
     usual: dict[str, Any] = {"budget": 5, "kept": 5, "undecided": 0.0, "constant_risk": 0.7}
     assert names(during(traces, **(usual | given))) == {finding: severity}
+
+
+def test_the_advice_names_only_what_the_kind_of_data_has() -> None:
+    traces = [trace(share=1e-3, risks=(0.3, 1.2))]
+    for images, budget in ((False, "--columns"), (True, "--densities")):
+        found = during(traces, budget=5, kept=5, undecided=None, constant_risk=0.7, images=images)
+        assert names(found) == {"faint penalty": "warning", "uneven risks": "note", "collapse": "problem"}
+        advice = " ".join(finding.do for finding in found)
+        assert {"--columns", "--densities"} & set(re.findall(r"--[a-z]+", advice)) == {budget}
+        assert ("SparseIRMClassifier" in advice, "--penalty-weight" in advice) == (not images, images)
 
 
 def test_a_healthy_run_has_no_finding() -> None:

@@ -16,7 +16,9 @@ from sparseirm.penalties import no_penalty
 from sparseirm.training.state import Plan
 
 FROM_PYTHON = " (from Python, `penalty_weight` of `SparseIRMClassifier` or `SparseIRMRegressor`)"
-"""Where an option is to be found that ``sparseirm fit`` has not."""
+"""Where the penalty weight of a table's model is set: ``sparseirm fit`` has no option for it."""
+FROM_TRAIN = " (`--penalty-weight` of `sparseirm train`)"
+"""Where that of a model of images is."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,7 @@ def during(
         The findings; none for a run without remarks.
     """
     found, last = [], traces[-1]
+    kept_by, where = ("`--densities`", FROM_TRAIN) if images else ("`--columns`", FROM_PYTHON)
     acting = [trace for trace in traces if trace.weight > 0]
     if acting and not any(trace.reaches for trace in acting):
         found.append(
@@ -139,7 +142,7 @@ def during(
             )
         )
     elif acting:
-        found += _share(float(np.mean([trace.share for trace in acting[len(acting) // 2 :]])))
+        found += _share(float(np.mean([trace.share for trace in acting[len(acting) // 2 :]])), where)
     if constant_risk is not None and np.mean(last.risks) > 0.98 * constant_risk:
         found.append(
             Finding(
@@ -147,7 +150,7 @@ def during(
                 f"Training risk {np.mean(last.risks):.3g} is no better than a constant's, "
                 f"{constant_risk:.3g} (standard deviation of the logits {last.spread:.2g}).",
                 f"Train for more steps (`--steps`); if a sparse model was taken, let it keep more "
-                f"(`--{'densities' if images else 'columns'}`), or take plain training (`--method erm`).",
+                f"({kept_by}), or take plain training (`--method erm`).",
             )
         )
     gap = max(last.risks) - min(last.risks)
@@ -156,7 +159,7 @@ def during(
             Finding(
                 *("during", "note", "uneven risks"),
                 f"The training risks still range from {min(last.risks):.3g} to {max(last.risks):.3g}.",
-                f"Keep fewer columns (`--columns`), or raise the penalty weight{FROM_PYTHON}; or "
+                f"Let the model keep less ({kept_by}), or raise the penalty weight{where}; or "
                 "environments differ in noise, which no predictor can change.",
             )
         )
@@ -179,16 +182,16 @@ def during(
     return found
 
 
-def _share(share: float) -> Iterable[Finding]:
+def _share(share: float, where: str) -> Iterable[Finding]:
     if share < 0.01:
         yield Finding(
             *("during", "warning", "faint penalty"),
             f"The penalty's share of the gradient was {share:.2%} in the second half of its time.",
-            f"It hardly acts: raise the penalty weight{FROM_PYTHON}.",
+            f"It hardly acts: raise the penalty weight{where}.",
         )
     elif share > 0.99:
         yield Finding(
             *("during", "note", "strong penalty"),
             f"The penalty's share of the gradient was {share:.1%} in the second half of its time.",
-            f"The risk hardly counts: if the fit is poor, lower the penalty weight{FROM_PYTHON}.",
+            f"The risk hardly counts: if the fit is poor, lower the penalty weight{where}.",
         )
