@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sparseirm.experiments.beside_paper import Difference, Finding, difference
+from sparseirm.experiments.tables import markdown_table
 
 PENALTIES = {"irmv1": "IRMv1", "rex": "REx"}
 """The penalties of the paper's tables, as they are written."""
@@ -40,6 +41,22 @@ class Claim:
     tested: int
     cells: int
     goal: int
+
+
+def in_markdown(statements: Sequence[Claim]) -> str:
+    """The statements with their counts as a Markdown table."""
+    lines = [
+        (
+            claim.words,
+            f"{claim.reached} of {claim.cells}",
+            f"at least {claim.goal}",
+            *map(str, (claim.sure, claim.single, claim.reversed)),
+            f"{claim.tested} of {claim.cells}",
+        )
+        for claim in statements
+    ]
+    counts = ("whole 95 % interval", "one seed", "test above train")
+    return markdown_table(("claim", "holds in", "our goal", *counts, "runs for"), lines)
 
 
 def claims(findings: Sequence[Finding]) -> list[Claim]:

@@ -12,7 +12,7 @@ from sparseirm.core import SettingError
 from sparseirm.experiments import ablation, benchmarks
 from sparseirm.experiments.ablation_study import AblationReport
 from sparseirm.experiments.beside_paper import Study
-from sparseirm.experiments.claims import claims
+from sparseirm.experiments.claims import claims, in_markdown
 from sparseirm.experiments.grids import in_words, published
 from sparseirm.experiments.report import found
 from sparseirm.experiments.store import Store
@@ -101,17 +101,7 @@ def _published(_: Path, source: str, wanted: Sequence[str]) -> str:
 
 def _claims(root: Path, source: str, _: Sequence[str]) -> str:
     """What SparseIRM should do, and in how many of the paper's cells that a store has it does."""
-    lines = [
-        (
-            claim.words,
-            f"{claim.reached} of {claim.cells}",
-            f"at least {claim.goal}",
-            *map(str, (claim.sure, claim.single, claim.reversed, claim.tested)),
-        )
-        for claim in claims(found(Study(Store(root / source).all())))
-    ]
-    headings = ("", "holds in", "goal", "whole interval", "one seed", "test above train", "cells run")
-    return markdown_table(headings, lines)
+    return in_markdown(claims(found(Study(Store(root / source).all()))))
 
 
 def _column(row: Mapping[str, str], widths: Collection[str]) -> str:

@@ -28,7 +28,7 @@ from sparseirm.experiments.beside_paper import (
     sheets,
 )
 from sparseirm.experiments.charts import SHOWN, against_width, trajectory
-from sparseirm.experiments.claims import PENALTIES, claims
+from sparseirm.experiments.claims import PENALTIES, claims, in_markdown
 from sparseirm.experiments.deviations import address, read, unexplained
 from sparseirm.experiments.figures import saved
 from sparseirm.experiments.grids import GRIDS, PRECISION, TABLES
@@ -112,6 +112,7 @@ def content(study: Study, findings: list[Finding], store: Store) -> dict[str, An
         "settings": settings(study.precision),
         "cards": _cards(study.results, findings),
         "claims": claims(findings),
+        "claims_in_markdown": in_markdown,
         "mark": COLLAPSED,
         "less": REVERSED,
         "narrow": NARROW,
