@@ -208,6 +208,26 @@ def test_predictions_are_the_networks(root: Path, fitted: Path, tmp_path: Path) 
         assert row["prediction"] == ("dog" if sure > 0.5 else "cat")
 
 
+def test_scores_of_images_are_those_of_their_predictions(
+    root: Path, fitted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scores, predicted = tmp_path / "scores.csv", tmp_path / "predicted.csv"
+    assert main(["evaluate", str(fitted), str(root), "-o", str(scores)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert all(" ".join(name.split()) in said for name in HOSTILE) and "for comparison" in said
+    assert main(["predict", str(fitted), str(root), "-o", str(predicted)]) == 0
+    with predicted.open(newline="") as lines:
+        told = [(*row["path"].split("/")[:2], row["prediction"]) for row in csv.DictReader(lines)]
+    with scores.open(newline="") as lines:
+        found = {row["environment"]: row for row in csv.DictReader(lines)}
+    assert set(found) == {*HOSTILE, "all rows"}
+    for name in HOSTILE:
+        hits = [label == prediction for env, label, prediction in told if env == name]
+        assert float(found[name]["accuracy"]) == pytest.approx(np.mean(hits)) and len(hits) == 20
+    assert main(["evaluate", str(fitted), str(root), "--env", "farm"]) == 2
+    assert "`env` has no effect" in capsys.readouterr().err
+
+
 @pytest.mark.skipif(sys.platform in ("darwin", "win32"), reason="names are always Unicode there")
 def test_an_image_named_in_another_encoding_is_named(fitted: Path, tmp_path: Path) -> None:
     strange = os.fsdecode(os.fsencode(tmp_path) + b"/\xe4.png")

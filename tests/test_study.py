@@ -405,6 +405,24 @@ def test_fit_writes_model_and_result(fitted: Path) -> None:
         assert finding["seen"] and finding["do"]
 
 
+def test_scores_need_no_flags_and_stand_beside_those_of_training(
+    fitted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frame = mixed_table(seed=1)
+    frame["clinic"] = frame["clinic"].replace("west", "east")
+    frame.to_csv(tmp_path / "new.csv", index=False)
+    code = main(["evaluate", str(fitted / "out"), str(tmp_path / "new.csv"), "-o", str(tmp_path / "s.csv")])
+    assert code == 0
+    scores = pd.read_csv(tmp_path / "s.csv")
+    assert scores["environment"].tolist() == ["east", "north", "south", "all rows"]
+    said = " ".join(capsys.readouterr().out.split())
+    assert "The model was trained on north, south." in said and "ignored" not in said
+    compared = read_json(fitted / "out" / "result.json")["comparison"]
+    (taken,) = (one for one in compared["candidates"] if one["candidate"] == compared["taken"])
+    for one in taken["held_out"]:
+        assert f"{one['env']} {one['score']:.3f}" in said
+
+
 def test_predictions_carry_the_labels_and_probabilities(fitted: Path, tmp_path: Path) -> None:
     frame = mixed_table(seed=1)
     frame["kind"] = frame["kind"].replace("red", "violet")

@@ -178,14 +178,16 @@ def test_the_gap_of_calibration_is_the_mean_over_rows(result: dict[str, Any]) ->
     assert "off by 0.125 on average" in page(new).decode()  # (30 * 0.1 + 10 * 0.2) / 40
 
 
-def test_the_command_can_be_pasted_into_a_shell(result: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("command", "rest"), [("predict", ["new.csv", "-o", "predictions.csv"]), ("evaluate", ["labelled.csv"])]
+)
+def test_commands_can_be_pasted_into_a_shell(result: dict[str, Any], command: str, rest: list[str]) -> None:
     reader = parsed(page(result))
-    (line,) = re.findall(r"sparseirm predict .*? -o predictions\.csv", reader.text)
+    (line,) = re.findall(rf"sparseirm {command} .*? {re.escape(' '.join(rest))}", reader.text)
     words = subprocess.run(
         ["sh", "-c", f"set -- {line}; printf '%s\\n' \"$@\""], capture_output=True, text=True, check=True
     )
-    told = ["sparseirm", "predict", result["settings"]["out"], "new.csv", "-o", "predictions.csv"]
-    assert words.stdout.splitlines() == told
+    assert words.stdout.splitlines() == ["sparseirm", command, result["settings"]["out"], *rest]
 
 
 # What it lets through.

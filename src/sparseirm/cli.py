@@ -26,7 +26,7 @@ from sparseirm.experiments.reproduce import reproduce
 from sparseirm.experiments.theory import theory
 from sparseirm.experiments.train import train
 from sparseirm.registry import one_of
-from sparseirm.study.fit import fit, predict
+from sparseirm.study.fit import evaluate, fit, predict
 from sparseirm.training.processes import check_alone
 from sparseirm.usage import UsageError, check_once, complaint
 
@@ -37,6 +37,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "theory": theory,
     "fit": fit,
     "predict": predict,
+    "evaluate": evaluate,
     "export": export,
     "pictures": pictures,
     "prepare-coco": prepare_coco,

@@ -137,9 +137,11 @@ def standings(chosen: Sequence[Candidate], found: Sequence[Assessment]) -> list[
 
 
 def _standing(candidate: Candidate, found: Sequence[Assessment]) -> Standing:
-    held_out = _scores([seen for one in found if one.kind == "held out" for seen in one.seen], pooled=False)
-    fresh = _scores([seen for one in found if one.kind == "fresh" for seen in one.seen], pooled=True)
-    tested = _scores([seen for one in found for seen in one.tested], pooled=False)
+    held_out = env_scores(
+        [seen for one in found if one.kind == "held out" for seen in one.seen], pooled=False
+    )
+    fresh = env_scores([seen for one in found if one.kind == "fresh" for seen in one.seen], pooled=True)
+    tested = env_scores([seen for one in found for seen in one.tested], pooled=False)
     risks = np.array([score.risk for score in fresh])
     noise = float(np.mean([score.risk_error**2 for score in fresh]))
     skill = float(np.mean([score.constant_risk - score.risk for score in fresh]))
@@ -156,8 +158,16 @@ def _standing(candidate: Candidate, found: Sequence[Assessment]) -> Standing:
     )
 
 
-def _scores(seen: Sequence[Seen], pooled: bool) -> list[EnvScore]:
-    """One score per environment; ``pooled`` if every seed looked at other rows."""
+def env_scores(seen: Sequence[Seen], pooled: bool) -> list[EnvScore]:
+    """Looks at a model gathered by environment.
+
+    Args:
+        seen: the looks, of one or more seeds.
+        pooled: whether every seed looked at other rows.
+
+    Returns:
+        One score per environment, in alphabetical order.
+    """
     found = []
     for env in sorted({one.env for one in seen}):
         parts = [one for one in seen if one.env == env]

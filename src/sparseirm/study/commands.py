@@ -1,4 +1,4 @@
-"""What ``sparseirm fit`` and ``sparseirm predict`` do with a table."""
+"""What ``sparseirm fit``, ``predict`` and ``evaluate`` do with a table."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import torch
 from rich.console import Console
 
 from sparseirm.core import SettingError
-from sparseirm.estimator import SparseIRMClassifier, load
+from sparseirm.estimator import Estimator, SparseIRMClassifier, load
 from sparseirm.experiments.bar import bar
 from sparseirm.experiments.executors import local
 from sparseirm.experiments.sheets import plain_console
 from sparseirm.files import write_bytes
 from sparseirm.monitor import counted, listed
+from sparseirm.registry import one_of
 from sparseirm.runs import environment
 from sparseirm.study.common import (
     check_numbers,
@@ -28,10 +29,11 @@ from sparseirm.study.common import (
     write_result,
 )
 from sparseirm.study.comparison import candidates, folds
-from sparseirm.study.problem import Problem, build_problem
+from sparseirm.study.problem import Problem, build_problem, environment_names, refuse_missing
 from sparseirm.study.result import as_result
+from sparseirm.study.scoring import ALL, Scores, class_numbers, known, scores_by_environment, tell
 from sparseirm.study.study import Study, conduct
-from sparseirm.table.columns import OTHER, as_text
+from sparseirm.table.columns import OTHER, as_numbers, as_text
 from sparseirm.table.reading import read_table
 from sparseirm.training.loop import Record
 
@@ -152,24 +154,10 @@ def predict_table(
     """
     import pandas as pd
 
-    if not model.is_dir():
-        raise SettingError(f"there is no folder {model}; name the one that `sparseirm fit` wrote.")
-    estimator = load(model)
+    estimator = _saved(model)
     frame = read_table(data, encoding, decimal)
     check_output(output, data)
-    names = [column.name for column in estimator.encoding_.columns]
-    needed = [column for column in estimator.encoding_.columns if column.used]
-    absent = [column.name for column in needed if column.name not in frame.columns]
-    if absent:
-        raise SettingError(
-            f"{data} lacks {counted(len(absent), 'column')} the model was trained with: "
-            f"{listed([repr(name) for name in absent])}. Add what is missing, left empty where unknown."
-        )
-    extra = [name for name in frame.columns if name not in names]
-    if extra:
-        print(f"ignored, because the model was not trained with it: {', '.join(extra)}")
-    frame = frame.reindex(columns=names)
-    _say_new_values(frame, estimator.encoding_.columns)
+    frame = _inputs(estimator, frame, data, others=())
     told = pd.DataFrame({"prediction": estimator.predict(frame)})
     if isinstance(estimator, SparseIRMClassifier):
         probabilities = estimator.predict_proba(frame)
@@ -178,6 +166,92 @@ def predict_table(
     write_bytes(output, told.to_csv(index=False).encode())
     print(f"{len(told)} predictions: {output}")
     return len(told)
+
+
+def evaluate_table(
+    model: Path,
+    data: Path,
+    *,
+    target: str | None = None,
+    env: str | None = None,
+    output: Path | None = None,
+    encoding: str = "utf-8",
+    decimal: str = ".",
+) -> list[Scores]:
+    """Score a table's model on new rows; see `sparseirm.study.fit.evaluate`.
+
+    Args:
+        model: the folder that `sparseirm fit` wrote.
+        data: a CSV or Parquet file with the columns of the training table, the target among them.
+        target: the target column; by default that of training.
+        env: the environment column; by default that of training, if the table has it.
+        output: a CSV file to write the scores to.
+        encoding: how a text file is encoded.
+        decimal: decimal sign of a text file.
+
+    Returns:
+        The scores by environment, and on all rows if there are more than one.
+    """
+    estimator, past = _saved(model), known(model)
+    frame = read_table(data, encoding, decimal)
+    if output is not None:
+        check_output(output, data)
+    target = target or past.target
+    if target is None:
+        raise SettingError(f"`target` must name the column to predict: {model} does not say which it is.")
+    for role, name in (("target", target), ("env", env)):
+        if name is not None and name not in frame.columns:
+            one_of(f"column (for `{role}`)", name, frame.columns[:50])
+    if env is None and past.env in frame.columns:
+        env = past.env
+    names = np.full(len(frame), ALL) if env is None else environment_names(frame[env])
+    truth = _truth(estimator, frame[target])
+    inputs = _inputs(estimator, frame, data, others=[target, *([] if env is None else [env])])
+    encoded = torch.from_numpy(estimator.encoding_.inputs(inputs))
+    classifies = isinstance(estimator, SparseIRMClassifier)
+    found = scores_by_environment(
+        names,
+        estimator.logits_of(encoded),
+        truth,
+        estimator.loss,
+        tuple(as_text(estimator.classes_)) if classifies else (),
+        1.0 if classifies else estimator.target_scale_,
+    )
+    tell(plain_console(), found, past, output)
+    return found
+
+
+def _saved(model: Path) -> Estimator:
+    if not model.is_dir():
+        raise SettingError(f"there is no folder {model}; name the one that `sparseirm fit` wrote.")
+    return load(model)
+
+
+def _inputs(estimator: Estimator, frame: pd.DataFrame, data: Path, others: Sequence[str]) -> pd.DataFrame:
+    """The columns a model was trained with; what is missing is refused, what is ignored or new is told."""
+    columns = estimator.encoding_.columns
+    names = [column.name for column in columns]
+    absent = [column.name for column in columns if column.used and column.name not in frame.columns]
+    if absent:
+        raise SettingError(
+            f"{data} lacks {counted(len(absent), 'column')} the model was trained with: "
+            f"{listed([repr(name) for name in absent])}. Add what is missing, left empty where unknown."
+        )
+    extra = [name for name in frame.columns if name not in (*names, *others)]
+    if extra:
+        print(f"ignored, because the model was not trained with it: {', '.join(extra)}")
+    frame = frame.reindex(columns=names)
+    _say_new_values(frame, columns)
+    return frame
+
+
+def _truth(estimator: Estimator, values: pd.Series) -> torch.Tensor:
+    """The target as class numbers, or standardised."""
+    refuse_missing(values, "target")
+    if isinstance(estimator, SparseIRMClassifier):
+        return class_numbers(as_text(values), as_text(estimator.classes_), f"the target {values.name!r}")
+    y = as_numbers(str(values.name), values)
+    return torch.from_numpy((y - estimator.target_mean_) / estimator.target_scale_)
 
 
 def _say_problem(console: Console, problem: Problem, data: Path) -> None:

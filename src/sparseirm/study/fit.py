@@ -1,4 +1,4 @@
-"""``sparseirm fit`` and ``sparseirm predict``: a table or images in, a checked model and a report out."""
+"""``sparseirm fit``, ``predict`` and ``evaluate``: a table or images in, a checked model and a report out."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ import tyro
 from sparseirm.core import SettingError
 from sparseirm.data.own import COLUMNS
 from sparseirm.runs import MODEL
-from sparseirm.study.commands import fit_table, predict_table
-from sparseirm.study.image_commands import fit_images, predict_images
+from sparseirm.study.commands import evaluate_table, fit_table, predict_table
+from sparseirm.study.image_commands import evaluate_images, fit_images, predict_images
 from sparseirm.study.image_study import ImageStudy
+from sparseirm.study.scoring import Scores
 from sparseirm.study.study import Study
 
 
@@ -128,6 +129,48 @@ def predict(
             model, data, **_heeded(predict_images, given, _defaults(predict), f"{model} is a model of images")
         )
     return predict_table(model, data, **given)
+
+
+def evaluate(
+    model: tyro.conf.Positional[Path],
+    data: tyro.conf.Positional[Path],
+    *,
+    target: str | None = None,
+    env: str | None = None,
+    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None,
+    encoding: str = "utf-8",
+    decimal: Literal[".", ","] = ".",
+) -> list[Scores]:
+    """Score a model that ``sparseirm fit`` wrote on new rows or images whose targets are known.
+
+    Shows by environment: for classes accuracy, with its 95 % interval and the share of the most frequent
+    class, balanced accuracy, area under the ROC curve and mean log loss; for numbers R2 with its interval
+    and the root of the mean squared error. Beside them stand the scores on environments left out of
+    training, and it says where the model is worse than those, or no better than guessing.
+
+    Example: sparseirm evaluate out/relapse new.csv -o scores.csv
+
+    Args:
+        model: the folder that `sparseirm fit` wrote.
+        data: a CSV or Parquet file with the columns of the training table, the target among them; or images
+            as `sparseirm fit` takes them.
+        target: table: the target column; by default that of training.
+        env: table: the environment column; by default that of training, if the table has it.
+        output: a CSV file to write the scores to; it also holds the recall of every class.
+        encoding: table: how a text file is encoded.
+        decimal: table: decimal sign of a text file.
+
+    Returns:
+        The scores by environment, and on all rows if there are more than one.
+    """
+    given: dict[str, Any] = {name: value for name, value in locals().items() if name not in ("model", "data")}
+    if (model / MODEL).is_file():
+        return evaluate_images(
+            model,
+            data,
+            **_heeded(evaluate_images, given, _defaults(evaluate), f"{model} is a model of images"),
+        )
+    return evaluate_table(model, data, **given)
 
 
 def holds_images(data: Path, target: str | None, env: str | None) -> bool:

@@ -1,4 +1,4 @@
-"""What ``sparseirm fit`` and ``sparseirm predict`` do with images."""
+"""What ``sparseirm fit``, ``predict`` and ``evaluate`` do with images."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
+from torch import Tensor, nn
 
 from sparseirm.core import SettingError
 from sparseirm.data.decoding import is_image_name
@@ -22,6 +23,7 @@ from sparseirm.experiments.bar import bar
 from sparseirm.experiments.executors import cores, local
 from sparseirm.experiments.sheets import plain_console
 from sparseirm.files import read_tensors, write_bytes
+from sparseirm.losses import BINARY, MULTICLASS
 from sparseirm.monitor import listed
 from sparseirm.runs import MODEL, load_model
 from sparseirm.study.assessment import probabilities
@@ -37,7 +39,8 @@ from sparseirm.study.common import (
 from sparseirm.study.image_result import as_image_result
 from sparseirm.study.image_runs import CHUNK, candidates, logits_of, rounds
 from sparseirm.study.image_study import ImageStudy, conduct_images
-from sparseirm.study.images import Images, find_images
+from sparseirm.study.images import Images, find_images, listed_images
+from sparseirm.study.scoring import Scores, class_numbers, known, scores_by_environment, tell
 from sparseirm.training.loop import Record
 
 
@@ -140,6 +143,54 @@ def predict_images(model: Path, data: Path, *, output: Path) -> int:
         SettingError: if there are no images, one cannot be read or has a name that is not UTF-8, or the model
             does not know its labels or takes other inputs than square images in colour.
     """
+    module, size, labels = _network(model)
+    paths = _images_below(data)
+    refuse_other_encodings(path.relative_to(data if data.is_dir() else data.parent) for path in paths)
+    check_output(output, data)
+    sure = probabilities(_logits(module, paths, size)).tolist()
+    rows = [
+        [path.relative_to(data).as_posix() if data.is_dir() else path.name, labels[int(np.argmax(p))], *p]
+        for path, p in zip(paths, sure, strict=True)
+    ]
+    lines = io.StringIO()
+    csv.writer(lines, lineterminator="\n").writerows(
+        [["path", "prediction", *(f"probability_{label}" for label in labels)], *rows]
+    )
+    write_bytes(output, lines.getvalue().encode())
+    print(f"{len(rows)} predictions: {output}")
+    return len(rows)
+
+
+def evaluate_images(model: Path, data: Path, *, output: Path | None = None) -> list[Scores]:
+    """Score a network on new images whose classes are known; see `sparseirm.study.fit.evaluate`.
+
+    Args:
+        model: the folder that `sparseirm fit` wrote.
+        data: a folder ENVIRONMENT/CLASS/IMAGE, or a CSV file with the columns path, label and env.
+        output: a CSV file to write the scores to.
+
+    Returns:
+        The scores by environment, and on all images if there are more than one.
+
+    Raises:
+        SettingError: if there are no images, one cannot be read or is of a class the model does not know, or
+            the model takes no images.
+    """
+    module, size, labels = _network(model)
+    entries, past = listed_images(data), known(model)
+    if output is not None:
+        check_output(output, data)
+    target = class_numbers([entry.label for entry in entries], labels, str(data))
+    logits = _logits(module, [entry.path for entry in entries], size)
+    loss = BINARY if logits.ndim == 1 else MULTICLASS
+    env = np.array([entry.env for entry in entries])
+    found = scores_by_environment(env, logits, target, loss, labels)
+    tell(plain_console(), found, past, output)
+    return found
+
+
+def _network(model: Path) -> tuple[nn.Module, int, list[str]]:
+    """A trained network, the side of the images it takes, and its labels."""
     module, note = load_model(model), read_tensors(model / MODEL)[1]
     if "labels" not in note:
         raise SettingError(f"{model / MODEL} does not know its labels; train it with `sparseirm fit`.")
@@ -149,24 +200,15 @@ def predict_images(model: Path, data: Path, *, output: Path) -> int:
             f"{model / MODEL} takes inputs of shape {' x '.join(map(str, note['input_shape']))}, not square "
             "images in colour (3 x SIZE x SIZE); train on your own with `sparseirm fit`."
         )
-    paths = _images_below(data)
-    refuse_other_encodings(path.relative_to(data if data.is_dir() else data.parent) for path in paths)
-    check_output(output, data)
-    size, labels = sides[0], note["labels"]
-    rows = []
-    for at in range(0, len(paths), CHUNK):
-        some = paths[at : at + CHUNK]
-        x = torch.stack([pixels(path, size) for path in some])
-        for path, sure in zip(some, probabilities(logits_of(module, x)).tolist(), strict=True):
-            name = path.relative_to(data).as_posix() if data.is_dir() else path.name
-            rows.append([name, labels[int(np.argmax(sure))], *sure])
-    lines = io.StringIO()
-    csv.writer(lines, lineterminator="\n").writerows(
-        [["path", "prediction", *(f"probability_{label}" for label in labels)], *rows]
+    return module, sides[0], note["labels"]
+
+
+def _logits(module: nn.Module, paths: Sequence[Path], size: int) -> Tensor:
+    """Logits of image files, of which only some are in memory at a time."""
+    parts = [paths[at : at + CHUNK] for at in range(0, len(paths), CHUNK)]
+    return torch.cat(
+        [logits_of(module, torch.stack([pixels(path, size) for path in part])) for part in parts]
     )
-    write_bytes(output, lines.getvalue().encode())
-    print(f"{len(rows)} predictions: {output}")
-    return len(rows)
 
 
 def _described(images: Images, data: Path) -> Iterator[str]:

@@ -88,14 +88,7 @@ def find_images(
         size,
         "Leave it out for 32.",
     )
-    kind = "folder" if root.is_dir() else "manifest"
-    entries = LISTINGS[kind](str(root))
-    if not entries:
-        raise SettingError(
-            f"{root} holds no image {'in ENVIRONMENT/CLASS/IMAGE' if kind == 'folder' else 'in any line'}. "
-            "Images are a folder ENVIRONMENT/CLASS/IMAGE, such as Ulm/cat/1.png, or a CSV file with the "
-            "columns path, label, env."
-        )
+    entries = listed_images(root)
     known = sorted({entry.env for entry in entries})
     refuse_empty(test_env, known, root)
     testing = tuple(one_of("environment", name, known) for name in dict.fromkeys(test_env))
@@ -114,7 +107,7 @@ def find_images(
             f"environment {smallest!r} has {counted(counts[smallest], 'image')}; each needs {FEWEST_ROWS} "
             "or more. Merge it with another, or take it out."
         )
-    small = model == "mlp"
+    small, kind = model == "mlp", _kind(root)
     recipe = Recipe(
         data=kind,
         data_options={"size": size},
@@ -131,6 +124,33 @@ def find_images(
         recipe = replace(recipe, batch_size=FULL_BATCH // 2)
     recipe.resolved()
     return Images(kind, root, entries, training, testing, recipe)
+
+
+def listed_images(root: Path) -> list[Entry]:
+    """The images of a folder or a CSV file, with their classes and environments.
+
+    Args:
+        root: a folder ``ENVIRONMENT/CLASS/IMAGE``, or a CSV file with the columns path, label and env.
+
+    Returns:
+        One entry per image.
+
+    Raises:
+        SettingError: if images cannot be listed, or there are none.
+    """
+    kind = _kind(root)
+    entries = LISTINGS[kind](str(root))
+    if not entries:
+        raise SettingError(
+            f"{root} holds no image {'in ENVIRONMENT/CLASS/IMAGE' if kind == 'folder' else 'in any line'}. "
+            "Images are a folder ENVIRONMENT/CLASS/IMAGE, such as Ulm/cat/1.png, or a CSV file with the "
+            "columns path, label, env."
+        )
+    return entries
+
+
+def _kind(root: Path) -> str:
+    return "folder" if root.is_dir() else "manifest"
 
 
 def _check_classes(entries: Sequence[Entry], testing: Sequence[str], root: Path) -> None:

@@ -156,17 +156,34 @@ def build_problem(
     return _with_columns(problem, categorical)
 
 
+def environment_names(values: pd.Series) -> NDArray[np.object_]:
+    """Name of each row's environment.
+
+    Args:
+        values: the environment column, ``(n,)``.
+
+    Returns:
+        ``(n,)`` text.
+
+    Raises:
+        SettingError: if a value is missing, or there are so many different ones that they are no groups.
+    """
+    refuse_missing(values, "environment")
+    text = as_text(values)
+    n_names = len(np.unique(text))
+    if n_names > max(2, len(values) // FEWEST_ROWS):
+        raise SettingError(
+            f"column {values.name!r} has {n_names} different values in {len(values)} rows; an environment is "
+            "a group of rows such as a site or a year. Name another column, or group its values."
+        )
+    return text
+
+
 def _environments(
     values: pd.Series, env: str, test_env: Sequence[str]
 ) -> tuple[tuple[str, ...], NDArray[np.int64]]:
-    _refuse_missing(values, env, "environment")
-    text = as_text(values)
+    text = environment_names(values)
     found, which, counts = np.unique(text, return_inverse=True, return_counts=True)
-    if len(found) > max(2, len(values) // FEWEST_ROWS):
-        raise SettingError(
-            f"column {env!r} has {len(found)} different values in {len(values)} rows; an environment is a "
-            f"group of rows such as a site or a year. Name another column, or group its values."
-        )
     for name in test_env:
         one_of(f"environment in column {env!r}", name, found.tolist())
     train = [name for name in found if name not in test_env]
@@ -189,7 +206,7 @@ def _environments(
 def _target(values: pd.Series, target: str, task: str) -> tuple[NDArray[Any], tuple[str, ...]]:
     from pandas.api import types
 
-    _refuse_missing(values, target, "target")
+    refuse_missing(values, "target")
     numeric = types.is_numeric_dtype(values) and not types.is_bool_dtype(values)
     if task == "auto":
         few = numeric and values.nunique() <= 10 and bool((values % 1 == 0).all())
@@ -228,11 +245,20 @@ def _target(values: pd.Series, target: str, task: str) -> tuple[NDArray[Any], tu
     return labels, tuple(as_text(classes))
 
 
-def _refuse_missing(values: pd.Series, name: str, what: str) -> None:
+def refuse_missing(values: pd.Series, what: str) -> None:
+    """Refuse a column with missing values.
+
+    Args:
+        values: the column.
+        what: what it is, for the message.
+
+    Raises:
+        SettingError: if a value is missing; the message names its row.
+    """
     missing = values.isna().to_numpy()
     if missing.any():
         raise SettingError(
-            f"the {what} {name!r} is missing in data row {int(missing.argmax()) + 1} and "
+            f"the {what} {values.name!r} is missing in data row {int(missing.argmax()) + 1} and "
             f"{int(missing.sum()) - 1} more; fill it in or remove these rows."
         )
 

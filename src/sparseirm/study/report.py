@@ -357,11 +357,12 @@ def _commands(result: Plain) -> dict[str, str]:
     folder = result["settings"]["out"]
     quoted, end = shlex.quote(folder), "" if folder.endswith("/") else "/"
     images = result["kind"] == "images"
-    new = "NEW_IMAGES" if images else "new.csv"
+    new, labelled = ("NEW_IMAGES", "LABELLED_IMAGES") if images else ("new.csv", "labelled.csv")
     exported = shlex.quote(f"{folder}{end}model.onnx")
     return {
         "folder": repr(folder),
         "predict": f"sparseirm predict {quoted} {new} -o predictions.csv",
+        "evaluate": f"sparseirm evaluate {quoted} {labelled}",
         "export": f"sparseirm export {quoted} --out {exported}",
     }
 
